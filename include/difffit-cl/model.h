@@ -1,0 +1,78 @@
+/* difffit-cl: a base model on a device, and its domains.
+ *
+ * A model holds one frozen base and any number of loaded domains; domain 0 is the base itself. Not thread-safe. */
+#ifndef DFCL_MODEL_H
+#define DFCL_MODEL_H
+
+#include <difffit-cl/device.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dfcl_model dfcl_model;
+
+/* Shape of a Diffusion Transformer. */
+struct dfcl_model_shape {
+    char name[16];  /* "DiT-XL/2" where a named size fits, else "" */
+    int depth, hidden, heads, patch;
+    int input;      /* side of the latent (or picture, for pixel models), multiple of patch */
+    int channels;   /* of the latent; the network puts out twice as many (learned range) */
+    int classes;    /* the class table has classes + 1 rows; the last is the null class */
+    int64_t parameters;  /* without positions */
+    double positional_scale; /* grid that positions are scaled to; 0: own grid */
+};
+/* Fills depth, hidden, heads, patch of a named size ("DiT-S/8" ... "DiT-XL/2"); DFCL_USAGE if there is none. */
+DFCL_API dfcl_status dfcl_model_shape_named(const char *name, struct dfcl_model_shape *shape, dfcl_error *err);
+
+struct dfcl_model_params {
+    const char *path;       /* .pt, .safetensors, or a diffusers folder */
+    int heads;              /* 0: from metadata, config.json or a named size */
+    const char *which;      /* training checkpoints: "ema" (default) or "model" */
+    int max_domains;        /* beside the base; 0: 1 */
+    int max_class_rows;     /* extra class rows for all domains together; 0: 4096 */
+    int input;              /* another resolution than the file's (side of the latent); 0: as in the file. Positions are scaled */
+    int no_pack;            /* 1: keep weights row-major only */
+};
+/* Reads a base and puts it on the device, which must outlive the model. */
+DFCL_API dfcl_status dfcl_model_open(dfcl_model **out, dfcl_device *dev, const struct dfcl_model_params *params, dfcl_error *err);
+DFCL_API void dfcl_model_close(dfcl_model **model);
+DFCL_API const struct dfcl_model_shape *dfcl_model_get_shape(const dfcl_model *model);
+DFCL_API const char *dfcl_model_hash(const dfcl_model *model); /* SHA-256 of the weights used, hex; docs/formats.md */
+
+/* Writes a random base: weights as the original initialises them (Xavier uniform, zero adaLN and output) or, with scale > 0, every
+ * value N(0, scale). dtype "f32", "f16" or "bf16". */
+struct dfcl_init_params {
+    struct dfcl_model_shape shape;
+    uint64_t seed;
+    float scale;
+    const char *dtype;
+    const char *const *class_names; /* shape.classes names, or NULL */
+};
+DFCL_API dfcl_status dfcl_model_init(const dfcl_context *ctx, const struct dfcl_init_params *params, const char *path,
+                                     dfcl_error *err);
+
+/* Loads a delta as a new domain with the given strength (1: as trained; 0: the base; gamma and biases are interpolated). *domain receives
+ * its number (>= 1). force != 0: load even when the delta was made on another base (shapes must still fit). */
+DFCL_API dfcl_status dfcl_model_load_delta(dfcl_model *model, const char *path, float strength, int force, int *domain,
+                                           dfcl_error *err);
+DFCL_API dfcl_status dfcl_model_unload_delta(dfcl_model *model, int domain, dfcl_error *err);
+/* Number of classes of a domain, and a class's name ("" when unknown; NULL when out of range). */
+DFCL_API int dfcl_model_classes(const dfcl_model *model, int domain);
+DFCL_API const char *dfcl_model_class_name(const dfcl_model *model, int domain, int id);
+/* Class id by name (exact) or decimal number; DFCL_USAGE with the known names otherwise. */
+DFCL_API dfcl_status dfcl_model_find_class(const dfcl_model *model, int domain, const char *text, int *id, dfcl_error *err);
+
+/* base + delta -> an ordinary checkpoint with original names, gammas folded into weights and biases. */
+DFCL_API dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl_model_params *base, const char *delta, int force,
+                                      const char *out_path, dfcl_error *err);
+
+/* What a file, run directory or image folder is: writes human-readable text or JSON of any length to *out (freed with
+ * dfcl_text_free). */
+DFCL_API dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int json, char **out, dfcl_error *err);
+DFCL_API void dfcl_text_free(const dfcl_context *ctx, char *text);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,63 @@
+/* difffit-cl: drawing pictures from base + domain. */
+#ifndef DFCL_SAMPLE_H
+#define DFCL_SAMPLE_H
+
+#include <difffit-cl/model.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum dfcl_sampler_kind { DFCL_SAMPLER_DDPM = 0, DFCL_SAMPLER_DDIM, DFCL_SAMPLER_DPMPP_2M };
+
+struct dfcl_sample_params {
+    enum dfcl_sampler_kind sampler;
+    int steps;             /* 1..1000; 0: 50 (250 for DDPM) */
+    const char *spacing;   /* NULL or "even": respacing "k"; "ddim": respacing "ddimk" (constant stride) */
+    double eta;            /* DDIM */
+    double cfg;            /* guidance scale; 1: none (no second half) */
+    const char *cfg_channels; /* NULL: "3" for 4-channel latents, else "all" */
+    int clip;              /* clamp predicted x0 to [-1,1] (pixel models) : -1 no, 1 yes, 0: yes for models of other than 4 channels */
+    uint64_t seed;
+    int batch;             /* images per pass at most; 0: 8 */
+    uint64_t max_memory;
+    const float *init_noise; /* [n,C,S,S] instead of the seed's, or NULL */
+    const float *step_noise; /* [steps,n,C,S,S] or NULL */
+    void (*progress)(void *user, int done, int total, double seconds); /* in image-steps; may be NULL */
+    void *progress_user;
+    int (*stop)(void *user); /* asked between steps; non-zero: DFCL_INTERRUPTED */
+};
+
+/* One picture wanted. The noise depends on (seed, `number`) only, never on the batch it is drawn in. */
+struct dfcl_sample_request {
+    int domain;
+    int class_id;     /* 0 .. classes-1; classes: the null class */
+    uint32_t number;  /* sample index in the request */
+};
+
+/* Draws n pictures; latents [n,C,S,S] f32 written to `out`. Non-finite values: DFCL_NONFINITE. */
+DFCL_API dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *params,
+                                 const struct dfcl_sample_request *requests, int n, float *out, dfcl_error *err);
+
+/* n pictures [n,C,S,S] in [-1,1], C 1 or 3, to 8 bit: floor(clamp(127.5 x + 128, 0, 255)), NHWC. */
+DFCL_API void dfcl_pixels(const float *x, int n, int channels, int side, uint8_t *out);
+
+/* 8-bit picture to PNG, channels 1 or 3, with text chunks (key, value pairs, NULL-terminated; may be NULL). Atomic. */
+DFCL_API dfcl_status dfcl_png_write(const dfcl_context *ctx, const char *path, const uint8_t *pixels, int width, int height,
+                                    int channels, const char *const *text, dfcl_error *err);
+/* n pictures NHWC into one grid of `columns` columns with a margin of 2 pixels, each pixel drawn `zoom` times; freed with dfcl_free_pixels. */
+DFCL_API dfcl_status dfcl_grid(const dfcl_context *ctx, const uint8_t *pictures, int n, int side, int channels, int columns, int zoom,
+                               uint8_t **out, int *width, int *height, dfcl_error *err);
+DFCL_API void dfcl_free_pixels(const dfcl_context *ctx, uint8_t *pixels);
+
+/* Tensors for comparison with other implementations: one f32 tensor of a safetensors file (key "z", "step_noise", "latents"). */
+DFCL_API dfcl_status dfcl_tensor_read(const dfcl_context *ctx, const char *path, const char *key, float **data, int64_t shape[8],
+                                      int *ndim, dfcl_error *err);
+DFCL_API dfcl_status dfcl_tensor_write(const dfcl_context *ctx, const char *path, const char *key, const float *data,
+                                       const int64_t *shape, int ndim, dfcl_error *err);
+DFCL_API void dfcl_tensor_free(const dfcl_context *ctx, float *data);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,85 @@
+/* difffit-cl: fine-tuning. */
+#ifndef DFCL_TRAIN_H
+#define DFCL_TRAIN_H
+
+#include <difffit-cl/model.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dfcl_trainer dfcl_trainer;
+
+/* Zero or NULL means the default in [brackets]. Documented in docs/methods.md. */
+struct dfcl_train_params {
+    struct dfcl_model_params model;
+    const char *data;      /* ImageFolder (pixel space), fast-DiT latent folder, or a folder with both names */
+    const char *run_dir;   /* created; must be empty or hold a run when resuming */
+    const char *method;    /* ["difffit"], "difffit-block", "bitfit", "full" */
+    const char *gamma_sites;  /* NULL: the method's; "qkv,proj,attn,mlp" */
+    const char *gamma_blocks; /* NULL: the method's; "0-13", "all" */
+    const char *class_init;   /* ["match"], "random", "null", "mean", or a safetensors FILE */
+    int train_classes;     /* -1: no, 1: yes, 0: [yes whenever the table is rebuilt, and for difffit and full] */
+    int64_t steps;         /* [400] optimizer steps in all */
+    int batch;             /* [32] samples per optimizer step */
+    int micro_batch;       /* [as the plan allows] samples per pass; batch must be a multiple */
+    double lr;             /* [1e-4] */
+    const char *lr_schedule; /* ["constant"], "cosine" (to 0 at `steps`) */
+    int64_t warmup;        /* [0] steps of linear warm-up */
+    double weight_decay;   /* [0] */
+    double beta1, beta2;   /* [0.9, 0.999] */
+    double eps;            /* [1e-8] */
+    double clip;           /* [none] global gradient norm */
+    double ema_decay;      /* [0.9999] */
+    int no_ema_warmup;     /* 1: plain decay from the first step */
+    double label_dropout;  /* [0.1]; negative: none */
+    int flip;              /* 1: random horizontal flips */
+    uint64_t seed;         /* [0] */
+    int64_t checkpoint_every; /* [0: at the end and when interrupted] */
+    int keep;              /* [2] newest checkpoints kept */
+    int64_t sample_every;  /* [0: never] sample grids under samples/ */
+    int64_t log_every;     /* [10] */
+    const char *resume;    /* NULL: new run; "auto": newest checkpoint if any; or a checkpoint folder */
+    uint64_t max_memory;   /* [device's memory] bytes */
+    const char *dtype;     /* `full`: type of the written base ["f32"], "f16", "bf16" */
+};
+
+struct dfcl_train_progress {
+    int64_t step, steps;    /* done so far, in all */
+    double loss, mse, vb;   /* of the last step (mean over the batch) */
+    double loss_mean;       /* mean over the last 100 steps */
+    double grad_norm, lr;
+    double seconds;         /* of training, this process */
+    double images_per_second;
+    int64_t skipped;        /* steps skipped for non-finite numbers */
+    int checkpointed;       /* 1: this step wrote a checkpoint */
+    const char *sample_path; /* not NULL: this step wrote a grid there */
+};
+
+struct dfcl_train_summary {
+    int64_t trained_values; /* number of trained parameters */
+    int classes;
+    int64_t images;
+    uint64_t planned_bytes, peak_bytes; /* device memory */
+    int micro_batch;
+    int64_t start_step;     /* > 0: resumed */
+};
+
+/* Opens base, data and run directory, plans memory and takes it. */
+DFCL_API dfcl_status dfcl_trainer_create(dfcl_trainer **out, dfcl_device *dev, const struct dfcl_train_params *params,
+                                         dfcl_error *err);
+DFCL_API void dfcl_trainer_destroy(dfcl_trainer **trainer);
+DFCL_API const struct dfcl_train_summary *dfcl_trainer_summary(const dfcl_trainer *trainer);
+/* Text of the memory plan, several lines. Valid while the trainer lives. */
+DFCL_API const char *dfcl_trainer_plan(const dfcl_trainer *trainer);
+/* One optimizer step; writes what falls due (metrics, checkpoint, grid). *done = 1 after the last one. */
+DFCL_API dfcl_status dfcl_trainer_step(dfcl_trainer *trainer, struct dfcl_train_progress *progress, int *done, dfcl_error *err);
+/* Writes a checkpoint now (for an interrupt). */
+DFCL_API dfcl_status dfcl_trainer_save(dfcl_trainer *trainer, dfcl_error *err);
+/* Final files: run_dir/delta.safetensors (EMA), delta-live.safetensors; for `full` model.safetensors and model-live.safetensors. */
+DFCL_API dfcl_status dfcl_trainer_finish(dfcl_trainer *trainer, dfcl_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,115 @@
+/* Diffusion Transformer (Peebles & Xie, arXiv 2212.09748) on a device: parameters, forward, partial backward.
+ *
+ * One thread at a time. The model code is an explicit list of layers; what backward keeps per block is listed in dit_internal.h.
+ * Parameters keep the original names and shapes (docs/formats.md). Vectors (biases, gammas) belong to domains: with `domains` > 1
+ * each is [domains, n] with a common stride. The class tables of all domains lie in one pool of rows; callers give rows. */
+#ifndef DFCL_MODELS_DIT_H
+#define DFCL_MODELS_DIT_H
+
+#include "ops/ops.h"
+#include "tensor/arena.h"
+
+struct dfcl_dit_config {
+    int depth, hidden, heads, patch;
+    int input;    /* latent or pixel side S, multiple of patch */
+    int channels; /* C; the network outputs 2C (learned range) */
+    int classes;  /* K of the base; its table has K + 1 rows, the last is the null class */
+    double pos_base; /* grid that positions are scaled to (docs/formats.md "positional scale"); 0: the model's own grid, no scaling */
+};
+/* Finds depth/hidden/heads/patch of "DiT-XL/2" (S, B, L, XL by 2, 4, 8); false if unknown. Leaves the other fields alone. */
+bool dfcl_dit_named(const char *name, struct dfcl_dit_config *cfg);
+/* "DiT-XL/2" where a named size fits, else "". */
+const char *dfcl_dit_name_of(const struct dfcl_dit_config *cfg);
+dfcl_status dfcl_dit_config_check(const struct dfcl_dit_config *cfg, dfcl_error *err);
+
+enum dfcl_param_kind { DFCL_PARAM_WEIGHT, DFCL_PARAM_VEC, DFCL_PARAM_TABLE };
+
+struct dfcl_param {
+    char name[64];  /* "blocks.3.attn.qkv.weight" */
+    enum dfcl_param_kind kind;
+    int ndim;
+    int64_t shape[4];
+    int64_t count;
+    int block;      /* -1: none */
+    bool gamma;     /* one of the four gamma sites */
+    bool present;   /* gammas: attached; everything else: true */
+    bool trained;
+    int64_t trained_off; /* elements into the flat trained arrays, when trained */
+    struct dfcl_ref value; /* f32, domain 0 of a vector; row-major weight (absent when only the packed form is kept) */
+    int64_t dom_stride;    /* vectors: elements between domains */
+    int index;             /* position in the table; also the Philox "sample" of its initialisation */
+};
+
+struct dfcl_dit;
+
+struct dfcl_dit_options {
+    int domains;      /* capacity, >= 1 (1 when training) */
+    int class_rows;   /* capacity of the class-table pool in rows; 0: classes + 1 */
+    bool pack;        /* pack frozen weights where the device's variants profit */
+};
+/* The life of a model: create -> (set_gammas, set_trained, set_class_rows)* -> alloc_params -> load values -> plan -> forward/backward. */
+dfcl_status dfcl_dit_create(struct dfcl_dit **out, struct dfcl_device *dev, const struct dfcl_dit_config *cfg,
+                            const struct dfcl_dit_options *opt, dfcl_error *err);
+void dfcl_dit_destroy(struct dfcl_dit **dit);
+const struct dfcl_dit_config *dfcl_dit_get_config(const struct dfcl_dit *dit);
+struct dfcl_device *dfcl_dit_device(struct dfcl_dit *dit);
+
+/* The parameter table in the original's order (gammas at the end of each block), pos_embed left out (computed). */
+struct dfcl_param *dfcl_dit_params(struct dfcl_dit *dit, int *count);
+struct dfcl_param *dfcl_dit_param(struct dfcl_dit *dit, const char *name); /* NULL: no such parameter */
+
+/* Takes device memory for every present parameter, and flat arrays for the trained ones: values P, gradients G (f32, same
+ * offsets: trained_off). Trained parameters' `value` points into P. Gammas are filled with 1, everything else is undefined.
+ * Before this call `trained` and `present` may be set freely (the methods do). */
+dfcl_status dfcl_dit_alloc_params(struct dfcl_dit *dit, dfcl_error *err);
+/* Sets or reads a parameter (f32, `count` values in its shape; domain for vectors, ignored elsewhere; a table takes all its rows of
+ * domain 0: classes + 1, the pool's start). A weight that is packed is packed here and read back by unpacking. */
+dfcl_status dfcl_dit_set(struct dfcl_dit *dit, struct dfcl_param *p, int domain, const float *values, dfcl_error *err);
+dfcl_status dfcl_dit_get(struct dfcl_dit *dit, const struct dfcl_param *p, int domain, float *values, dfcl_error *err);
+/* Rows [first, first + n) of the class-table pool, hidden values each. */
+dfcl_status dfcl_dit_set_rows(struct dfcl_dit *dit, int first, int n, const float *values, dfcl_error *err);
+
+/* Flat trained arrays: count of values, and refs (absent when nothing is trained). */
+int64_t dfcl_dit_trained(struct dfcl_dit *dit, struct dfcl_ref *values, struct dfcl_ref *grads);
+/* To be called after trained values changed (an optimizer step, an EMA swap): repacks trained weights that have packed copies. */
+dfcl_status dfcl_dit_refresh(struct dfcl_dit *dit, dfcl_error *err);
+
+/* Memory for batches of up to max_batch samples: activations (kept per block when `training`), scratch. Dry run first, then the plan is
+ * checked against the device (DFCL_NOMEM with the plan in the message when it does not fit max_memory bytes; 0: the device's memory). */
+struct dfcl_plan {
+    uint64_t weights, activations, scratch, total; /* bytes */
+    int max_batch;
+    bool training;
+};
+dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, uint64_t max_memory, struct dfcl_plan *plan,
+                          dfcl_error *err);
+/* Only computes the plan; takes nothing. */
+dfcl_status dfcl_dit_plan_only(struct dfcl_dit *dit, int max_batch, bool training, struct dfcl_plan *plan, dfcl_error *err);
+/* Formats a plan as a few readable lines. */
+void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size);
+
+struct dfcl_dit_batch {
+    int B;              /* <= max_batch of the plan */
+    const float *t;     /* host [B], what the network sees; may be fractional */
+    const int32_t *rows; /* host [B], row of the class-table pool per sample */
+    const int32_t *dom; /* host [B], domain per sample; NULL: all 0 */
+    struct dfcl_ref x;  /* device f32 [B,C,S,S] */
+    struct dfcl_ref out; /* device f32 [B,2C,S,S], written by forward */
+};
+/* keep: store what backward needs (the plan must be a training one). Host arrays may be reused on return. */
+dfcl_status dfcl_dit_forward(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, bool keep, dfcl_error *err);
+/* After forward(keep) of the same batch: dout [B,2C,S,S]; adds to the gradients of all trained parameters. */
+dfcl_status dfcl_dit_backward(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, struct dfcl_ref dout, dfcl_error *err);
+
+/* For verification: called during forward with each intermediate under the names of docs/testing.md ("x_patch", "t_emb", "y_emb",
+ * "block0.in", "block0.adaLN", "block0.mod1", "block0.qkv" (before gamma), "block0.attn_heads", "block0.attn_proj" (before gamma), "block0.attn_out"
+ * (after attn.gamma2), "block0.x_mid", "block0.mod2", "block0.mlp_out" (before gamma), "block0.out", "final_mod", "final_linear"). A non-OK
+ * return stops the pass. rows x cols f32 of the whole batch. NULL removes it. */
+typedef dfcl_status (*dfcl_dit_tap)(void *user, const char *name, struct dfcl_ref ref, int rows, int cols, dfcl_error *err);
+void dfcl_dit_set_tap(struct dfcl_dit *dit, dfcl_dit_tap tap, void *user);
+
+/* 2-D sine-cosine table [n*n, w]: first half of the channels encodes the column, second half the row; coordinates i * base / n (base 0: i). In
+ * double, rounded to f32. */
+dfcl_status dfcl_pos_embed(int n, int w, double base, float *out, dfcl_error *err);
+
+#endif

@@ -1,0 +1,63 @@
+/* Cases: what a check or a benchmark of an op runs on. make_case() fills the parameters' scalars and names each tensor; the harness
+ * allocates it on the device and on the host (guards around, odd offsets, outputs poisoned with NaN), patches the refs, runs a
+ * variant and the reference, and compares. */
+#ifndef DFCL_OPS_CASE_H
+#define DFCL_OPS_CASE_H
+
+#include "ops/ops.h"
+
+enum dfcl_case_use { DFCL_IN = 1, DFCL_OUT = 2, DFCL_INOUT = 3 };
+enum dfcl_case_fill {
+    DFCL_FILL_NORMAL,   /* a = mean, b = standard deviation */
+    DFCL_FILL_UNIFORM,  /* [a, b] */
+    DFCL_FILL_INT,      /* i32 in [a, b] inclusive */
+    DFCL_FILL_DATA,     /* copied from `data` */
+};
+
+struct dfcl_case_tensor {
+    size_t ref_offset; /* offsetof(params, ref) */
+    enum dfcl_dtype dtype;
+    uint64_t count;
+    enum dfcl_case_use use;
+    enum dfcl_case_fill fill;
+    double a, b;
+    const void *data;   /* DFCL_FILL_DATA: owned by the case (dfcl_case_data) */
+    double tol;         /* outputs: largest |got - want| <= tol * (|want| + max|want| of the tensor) ; 0: bit-exact */
+    const char *name;
+};
+
+#define DFCL_CASE_MAX_TENSORS 24
+#define DFCL_CASE_PARAMS 1024
+
+struct dfcl_case {
+    const struct dfcl_op *op;
+    char label[128]; /* "M=9 N=50 K=33 T=3 gelu gate" */
+    _Alignas(16) unsigned char params[DFCL_CASE_PARAMS];
+    struct dfcl_case_tensor tensors[DFCL_CASE_MAX_TENSORS];
+    int tensor_count;
+    void *owned[8];
+    int owned_count;
+    uint64_t seed;   /* chosen by the harness; a generator may draw odd sizes from it */
+    bool broken;     /* a generator ran out of room or memory */
+    /* Finite-difference check (backward ops), optional: loss = sum(weight * forward output); see tests/check. */
+};
+
+/* Adds a tensor behind a ref of the parameters; returns it so that fill/tol can be set. */
+struct dfcl_case_tensor *dfcl_case_add(struct dfcl_case *c, const char *name, const void *ref_in_params, enum dfcl_dtype dtype,
+                                       uint64_t count, enum dfcl_case_use use);
+/* Memory that lives as long as the case; NULL sets c->broken. */
+void *dfcl_case_data(struct dfcl_case *c, size_t size);
+void dfcl_case_finish(struct dfcl_case *c);
+
+struct dfcl_case_result {
+    double worst; /* worst |got-want| / (tol * (|want| + max|want|)); <= 1 passes */
+    char detail[256];
+};
+/* Runs `variant` on dev against the reference on `host`. DFCL_OK and worst <= 1: passed. */
+dfcl_status dfcl_case_check(struct dfcl_case *c, struct dfcl_device *dev, const struct dfcl_variant *variant,
+                            struct dfcl_device *host, struct dfcl_case_result *out, dfcl_error *err);
+/* Seconds per launch: `repeat` timings of enough launches to last `min_seconds` in all. */
+dfcl_status dfcl_case_time(struct dfcl_case *c, struct dfcl_device *dev, const struct dfcl_variant *variant, int repeat,
+                           double min_seconds, double *seconds, dfcl_error *err);
+
+#endif

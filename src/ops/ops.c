@@ -1,0 +1,46 @@
+#include "ops/ops.h"
+
+#include <string.h>
+
+/* The one list of ops: checks, benchmarks and the kernel matrix walk it. Kept in alphabetical order. */
+static const struct dfcl_op *const table[] = {
+    NULL,
+};
+
+const struct dfcl_op *const *dfcl_ops(int *count) {
+    *count = (int)DFCL_COUNT(table) - 1;
+    return table;
+}
+
+const struct dfcl_variant *dfcl_op_choose(const struct dfcl_device *dev, const struct dfcl_op *op, const void *params) {
+    for (int i = 0; i < op->variant_count; i++) {
+        const struct dfcl_variant *v = &op->variants[i];
+        if (v->supports(dev, params) && (!strcmp(v->name, "host") || dfcl_device_allows(dev, v->name)))
+            return v;
+    }
+    return NULL;
+}
+
+dfcl_status dfcl_run_variant(struct dfcl_exec *ex, const struct dfcl_op *op, const struct dfcl_variant *v, void *params, dfcl_error *err) {
+    struct dfcl_op_head *head = params;
+    uint64_t need = v->scratch ? v->scratch(ex->dev, params) : 0;
+    if (ex->dry) {
+        ex->scratch_need = DFCL_MAX(ex->scratch_need, need);
+        return DFCL_OK;
+    }
+    if (need && (!ex->scratch.mem || ex->scratch.off + need > dfcl_mem_size(ex->scratch.mem)))
+        return dfcl_fail(err, DFCL_ERROR, "%s/%s: %llu bytes of scratch were not planned", op->name, v->name, (unsigned long long)need);
+    head->scratch = need ? ex->scratch : DFCL_NO_REF;
+    dfcl_status s = v->launch(ex->dev, params, err);
+    if (s)
+        dfcl_error_prefix(err, "%s/%s", op->name, v->name);
+    return s;
+}
+
+dfcl_status dfcl_run(struct dfcl_exec *ex, const struct dfcl_op *op, void *params, dfcl_error *err) {
+    const struct dfcl_variant *v = dfcl_op_choose(ex->dev, op, params);
+    if (!v)
+        return dfcl_fail(err, DFCL_DEVICE, "%s: no variant fits the device %s%s%s", op->name, ex->dev->info.name,
+                         ex->dev->variant_mask[0] ? " under the mask " : "", ex->dev->variant_mask);
+    return dfcl_run_variant(ex, op, v, params, err);
+}

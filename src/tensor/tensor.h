@@ -1,0 +1,34 @@
+/* Data types, and vectors that belong to a domain. */
+#ifndef DFCL_TENSOR_TENSOR_H
+#define DFCL_TENSOR_TENSOR_H
+
+#include "device/device.h"
+
+enum dfcl_dtype { DFCL_F32 = 0, DFCL_F16, DFCL_BF16, DFCL_I64, DFCL_I32, DFCL_U8, DFCL_F64, DFCL_DTYPE_COUNT };
+size_t dfcl_dtype_size(enum dfcl_dtype t);
+const char *dfcl_dtype_name(enum dfcl_dtype t); /* "F32", as in safetensors */
+
+#define DFCL_MAX_DIMS 8
+
+/* A vector that a domain owns (bias, gamma): [domains, n] with `stride` elements from one domain to the next. mem NULL: absent
+ * (a bias of 0, a gamma of 1). */
+struct dfcl_vec {
+    struct dfcl_ref ref;
+    int64_t stride;
+};
+#define DFCL_NO_VEC ((struct dfcl_vec){{0}, 0})
+
+/* A frozen or trained matrix [N, K] as nn.Linear stores it: y = x W^T. */
+enum dfcl_layout {
+    DFCL_ROW_MAJOR = 0,
+    DFCL_PANEL48, /* [ceil(N/48)][K][48] f32, zero-filled columns past N: the CPU variants' layout for forward and dX */
+};
+struct dfcl_weight {
+    int N, K;
+    struct dfcl_ref data; /* row-major [N, K]; may be absent once packed */
+    enum dfcl_dtype dtype; /* of data */
+    struct dfcl_ref packed; /* absent, or f32 in `layout` */
+    enum dfcl_layout layout;
+};
+
+#endif
