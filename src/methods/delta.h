@@ -1,0 +1,36 @@
+/* Delta files: what a fine-tuning run changed, as one safetensors with original names and f32 values (not differences).
+ * docs/formats.md, "Delta". */
+#ifndef DFCL_METHODS_DELTA_H
+#define DFCL_METHODS_DELTA_H
+
+#include "methods/method.h"
+
+#define DFCL_DELTA_FORMAT "difffit-cl delta 1"
+
+/* A delta file on disk: metadata read, values not yet. */
+struct dfcl_delta {
+    const dfcl_context *ctx;
+    struct dfcl_tensor_file *file;
+    char *path;
+    bool plain;           /* a plain state dict with gamma keys (the published PyTorch reproduction): no metadata */
+    char method[24], gamma_sites[48], gamma_blocks[64];
+    char base_hash[65];   /* "" when unknown */
+    double pos_base;      /* -1 when unknown */
+    int input;            /* resolution it was trained at; 0 unknown */
+    int classes;          /* of its class table; -1: the base's table is used */
+    char **class_names;   /* or NULL */
+    char *training;       /* JSON of the training summary, or NULL */
+};
+dfcl_status dfcl_delta_open(struct dfcl_delta **out, const dfcl_context *ctx, const char *path, dfcl_error *err);
+void dfcl_delta_close(struct dfcl_delta **delta);
+/* DFCL_FORMAT with both hashes unless equal, or force (then a warning is logged). */
+dfcl_status dfcl_delta_check_base(const struct dfcl_delta *delta, const char *base_hash, const char *base_path, bool force, dfcl_error *err);
+
+/* Writes the trained tensors of a model opened by dfcl_method_open. `values`: flat trained array to take instead of the live one
+ * (the EMA), absent: live. training_json: summary object, or NULL. Atomic. */
+dfcl_status dfcl_delta_save(dfcl_model *model, const char *path, struct dfcl_ref values, const char *training_json, dfcl_error *err);
+/* Loads a delta's values into the live trained parameters of a model opened by dfcl_method_open with the same layout (resuming from
+ * a delta, verification). Tensors must match the trained set exactly. */
+dfcl_status dfcl_delta_restore(dfcl_model *model, const char *path, dfcl_error *err);
+
+#endif

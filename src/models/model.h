@@ -1,0 +1,94 @@
+/* A base checkpoint on disk, and a base with its domains on a device.
+ *
+ * A model holds one base (frozen, or partly trained) and loaded domains. Domain 0 is the base itself; in a model opened for training
+ * (methods/method.h) it is the domain being trained. All domains share the weights; what a domain owns is vectors (biases, gammas)
+ * and rows of the class-table pool. */
+#ifndef DFCL_MODELS_MODEL_H
+#define DFCL_MODELS_MODEL_H
+
+#include "models/dit.h"
+
+#include <difffit-cl/model.h>
+
+struct dfcl_tensor_file;
+struct dfcl_sha256;
+
+/* ---- the base on disk ---- */
+
+struct dfcl_base {
+    const dfcl_context *ctx;
+    struct dfcl_tensor_file *file; /* NULL after dfcl_base_release */
+    char *path;
+    struct dfcl_dit_config cfg;    /* as used: `input` and `pos_base` reflect params.input */
+    int file_input;                /* the file's own resolution; 0: it does not say */
+    char **class_names;            /* cfg.classes names, or NULL: the file names none */
+};
+/* Opens the container, finds the shape and checks that every tensor is there with the right shape. Values are not read yet. */
+dfcl_status dfcl_base_open(struct dfcl_base **out, const dfcl_context *ctx, const struct dfcl_model_params *params, dfcl_error *err);
+void dfcl_base_close(struct dfcl_base **base);
+
+/* Visits every tensor used, in byte order of its name, with its values as f32 (valid during the call), and computes the base hash
+ * (docs/formats.md, "Base hash") in the same single pass over the file. Host memory: one tensor at a time; mapped pages are released behind.
+ * `visit` may be NULL (hash only); hash may be NULL (no hashing). */
+typedef dfcl_status (*dfcl_base_visit)(void *user, const char *name, const int64_t *shape, int ndim, int64_t count,
+                                       const float *values, dfcl_error *err);
+dfcl_status dfcl_base_stream(struct dfcl_base *base, dfcl_base_visit visit, void *user, char hash[65], dfcl_error *err);
+/* One tensor as f32 by original name; *count values, freed with dfcl_free. */
+dfcl_status dfcl_base_read(struct dfcl_base *base, const char *name, float **values, int64_t *count, dfcl_error *err);
+
+/* ---- on the device ---- */
+
+struct dfcl_domain {
+    bool used;
+    char *path;      /* delta file; NULL: the base */
+    float strength;
+    int classes;     /* K; the domain has K + 1 class rows, the last is its null class */
+    int first_row;   /* of the class-table pool */
+    char **names;    /* K names, or NULL */
+};
+
+struct dfcl_model {
+    const dfcl_context *ctx;
+    struct dfcl_device *dev;
+    struct dfcl_dit *dit;
+    struct dfcl_model_shape shape;
+    struct dfcl_base *base;  /* stays open: description and class names; its file is closed after the upload */
+    char hash[65];           /* of the base file, also when the model trains */
+    struct dfcl_domain *domains;
+    int domain_count;        /* capacity, base included */
+    int class_rows;          /* rows of the pool */
+    /* A model opened for training: what its deltas say of themselves. "" otherwise. */
+    char method[24], gamma_sites[48], gamma_blocks[64];
+    bool table_rebuilt;      /* domain 0's class table is not the base's */
+};
+
+/* How a base is put on the device; all zero: for inference. */
+struct dfcl_model_setup {
+    bool training;           /* one domain, no spare rows; the class table and `select` below may change the base */
+    int classes;             /* training: > 0 replaces the base's table by one of this many classes (+ null), left unset */
+    const char *const *class_names; /* training and classes > 0: their names; NULL: unnamed */
+    /* Training: sets roles and attaches gammas in the parameter table before memory is taken. */
+    dfcl_status (*select)(void *user, struct dfcl_dit *dit, dfcl_error *err);
+    void *user;
+};
+/* Takes `base` over (also on failure). With setup->classes > 0 the class table's values are undefined until the caller sets them. */
+dfcl_status dfcl_model_open_base(dfcl_model **out, dfcl_device *dev, struct dfcl_base *base, const struct dfcl_model_params *params,
+                                 const struct dfcl_model_setup *setup, dfcl_error *err);
+
+struct dfcl_dit *dfcl_model_dit(dfcl_model *model);
+struct dfcl_device *dfcl_model_device(dfcl_model *model);
+/* Row of the class-table pool for class_id (0 .. classes; classes: the null class) of a domain; DFCL_USAGE out of range. */
+dfcl_status dfcl_model_row(const dfcl_model *model, int domain, int class_id, int32_t *row, dfcl_error *err);
+
+/* Finds a free domain slot and `rows` free rows of the pool; DFCL_NOMEM with what is in use when there is no room. */
+dfcl_status dfcl_model_take_domain(dfcl_model *model, int rows, int *domain, dfcl_error *err);
+
+/* Writes the model's current weights (a `full` run; class names and shape in the metadata) as a safetensors base with original
+ * names. `values`: flat trained array to use in place of the live one (the EMA), absent: live. dtype DFCL_F32, F16 or BF16. */
+dfcl_status dfcl_model_save(dfcl_model *model, const char *path, struct dfcl_ref values, enum dfcl_dtype dtype, dfcl_error *err);
+
+/* Copies a list of names (NULL entries become ""). *out is NULL for names NULL. */
+dfcl_status dfcl_names_copy(const dfcl_context *ctx, const char *const *names, int n, char ***out, dfcl_error *err);
+void dfcl_names_free(const dfcl_context *ctx, char **names, int n);
+
+#endif
