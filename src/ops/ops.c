@@ -4,7 +4,15 @@
 
 /* The one list of ops: checks, benchmarks and the kernel matrix walk it. Kept in alphabetical order. */
 static const struct dfcl_op *const table[] = {
-    NULL,
+    &dfcl_op_act_bwd,
+    &dfcl_op_act_fwd,
+    &dfcl_op_branch_bwd,
+    &dfcl_op_gated_residual,
+    &dfcl_op_ln_mod,
+    &dfcl_op_ln_mod_bwd,
+    &dfcl_op_patchify,
+    &dfcl_op_unpatchify,
+    NULL, /* ends the list */
 };
 
 const struct dfcl_op *const *dfcl_ops(int *count) {

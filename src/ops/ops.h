@@ -80,7 +80,7 @@ struct dfcl_attn_bwd {
 };
 
 /* y = (x - mean) * rstd * (1 + scale[sample]) + shift[sample]; biased variance, eps inside the root, no affine part.
- * stats [M,2] = mean, rstd if present. shift, scale: `mod_stride` elements between samples. */
+ * stats [M,2] = mean, rstd if present. shift, scale: `mod_stride` elements between samples, absent: 0. */
 struct dfcl_ln_mod {
     struct dfcl_op_head head;
     int M, N, T;
@@ -88,7 +88,8 @@ struct dfcl_ln_mod {
     struct dfcl_ref x, shift, scale, y, stats;
     int64_t mod_stride;
 };
-/* dx (+= when accumulate); dshift[s] = sum_t dy, dscale[s] = sum_t dy * xhat (written, `dmod_stride` between samples). */
+/* dx (+= when accumulate); dshift[s] = sum_t dy, dscale[s] = sum_t dy * xhat (written, `dmod_stride` between samples). scale absent: 0;
+ * each of dx, dshift, dscale may be absent. */
 struct dfcl_ln_mod_bwd {
     struct dfcl_op_head head;
     int M, N, T;
