@@ -2,13 +2,8 @@
 #ifndef DFCL_TENSOR_TENSOR_H
 #define DFCL_TENSOR_TENSOR_H
 
+#include "base/dtype.h"
 #include "device/device.h"
-
-enum dfcl_dtype { DFCL_F32 = 0, DFCL_F16, DFCL_BF16, DFCL_I64, DFCL_I32, DFCL_U8, DFCL_F64, DFCL_DTYPE_COUNT };
-size_t dfcl_dtype_size(enum dfcl_dtype t);
-const char *dfcl_dtype_name(enum dfcl_dtype t); /* "F32", as in safetensors */
-
-#define DFCL_MAX_DIMS 8
 
 /* A vector that a domain owns (bias, gamma): [domains, n] with `stride` elements from one domain to the next. mem NULL: absent
  * (a bias of 0, a gamma of 1). */

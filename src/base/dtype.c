@@ -1,4 +1,4 @@
-#include "tensor/tensor.h"
+#include "base/dtype.h"
 
 static const struct {
     const char *name;
