@@ -6,6 +6,8 @@
 static const struct dfcl_op *const table[] = {
     &dfcl_op_act_bwd,
     &dfcl_op_act_fwd,
+    &dfcl_op_attn_bwd,
+    &dfcl_op_attn_fwd,
     &dfcl_op_branch_bwd,
     &dfcl_op_gated_residual,
     &dfcl_op_ln_mod,

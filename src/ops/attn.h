@@ -1,0 +1,34 @@
+/* What attn_fwd and attn_bwd share. */
+#ifndef DFCL_OPS_ATTN_H
+#define DFCL_OPS_ATTN_H
+
+#include "ops/case.h"
+
+#define DFCL_ATTN_MAX_D 256
+
+/* B, T, H >= 1, 1 <= D <= 256, and every index of a kernel (4*B*T*H*D, B*H*T) within reach: else DFCL_ERROR. */
+dfcl_status dfcl_attn_shape(int B, int T, int H, int D, dfcl_error *err);
+
+/* The references, sums in double. `work` holds dfcl_attn_ref_work(T, D) doubles. lse may be NULL in forward.
+ *   s_ij = scale q_i . k_j,  lse_i = log sum_j exp(s_ij),  P_ij = exp(s_ij - lse_i),  out_i = sum_j P_ij v_j
+ *   delta_i = dout_i . out_i,  dS_ij = P_ij (dout_i . v_j - delta_i)
+ *   dq_i = scale sum_j dS_ij k_j,  dk_j = scale sum_i dS_ij q_i,  dv_j = sum_i P_ij dout_i */
+size_t dfcl_attn_ref_work(int T, int D);
+void dfcl_attn_fwd_ref(int B, int T, int H, int D, float scale, const float *qkv, float *out, float *lse, double *work);
+void dfcl_attn_bwd_ref(int B, int T, int H, int D, float scale, const float *qkv, const float *out, const float *lse,
+                       const float *dout, float *dqkv, double *work);
+
+/* Shapes of check and benchmark cases, the same for both directions. `mean` is added to q and k: scores of about mean^2 sqrt(D), beyond
+ * what exp can take without the running maximum. `tol_factor`: a score s in f32 is off by a few |s| 2^-24, which is the
+ * relative error of P; tolerances grow with the scores by this factor. */
+struct dfcl_attn_case {
+    int B, T, H, D;
+    float mean, tol_factor;
+    char label[96];
+};
+enum { DFCL_ATTN_CHECK_CASES = 59, DFCL_ATTN_BENCH_CASES = 4 };
+void dfcl_attn_case_get(int index, struct dfcl_attn_case *out);
+/* Fills qkv [B*T, 3*H*D] for a case. */
+void dfcl_attn_case_fill(const struct dfcl_attn_case *c, uint64_t seed, float *qkv);
+
+#endif
