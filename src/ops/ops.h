@@ -201,15 +201,15 @@ struct dfcl_hybrid_loss {
 struct dfcl_adamw {
     struct dfcl_op_head head;
     int64_t n;
-    float lr, beta1, beta2, eps, wd, grad_scale;
-    double c1, c2;
+    double lr, beta1, beta2, eps, wd, c1, c2; /* double: 1 - 0.999f is off by 1e-5 */
+    float grad_scale;
     struct dfcl_ref p, g, m, v;
 };
 /* ema = decay * ema + (1 - decay) * p */
 struct dfcl_ema {
     struct dfcl_op_head head;
     int64_t n;
-    float decay;
+    double decay;
     struct dfcl_ref ema, p;
 };
 /* y = a x + b y (b 0: y may hold anything) */
@@ -219,7 +219,8 @@ struct dfcl_axpby {
     float a, b;
     struct dfcl_ref x, y;
 };
-/* out[0] = sum of squares of x (fixed order, f32 partial sums of at most 4096 values, added in order); out[1] = number of non-finite values. */
+/* out[0] = sum of squares of the finite values of x (fixed order: f32 partial sums of at most 4096 values, added with compensation);
+ * out[1] = number of non-finite values. */
 struct dfcl_sumsq {
     struct dfcl_op_head head;
     int64_t n;

@@ -1,0 +1,242 @@
+/* AdamW, EMA, axpby and the sum of squares, over flat arrays of up to billions of values (64-bit counts). */
+#include <math.h>
+#include <stdio.h>
+
+#include "ops/case.h"
+#include "ops/rows.h"
+
+static bool host_ok(const struct dfcl_device *dev, const void *params) {
+    (void)params;
+    return dfcl_on_host(dev);
+}
+
+static dfcl_status count_check(int64_t n, dfcl_error *err) {
+    return n < 0 ? dfcl_fail(err, DFCL_ERROR, "%lld values", (long long)n) : DFCL_OK;
+}
+
+/* ---- references ---- */
+
+static dfcl_status adamw_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_adamw *o = params;
+    dfcl_status s = count_check(o->n, err);
+    if (s)
+        return s;
+    float *p = dfcl_host_ptr(dev, o->p), *m = dfcl_host_ptr(dev, o->m), *v = dfcl_host_ptr(dev, o->v);
+    const float *g = dfcl_host_ptr(dev, o->g);
+    double b1 = o->beta1, b2 = o->beta2, step = o->lr / o->c1, root = sqrt(o->c2), eps = o->eps;
+    double keep = 1.0 - o->lr * o->wd, gs = (double)o->grad_scale;
+    for (int64_t i = 0; i < o->n; i++) {
+        double gi = (double)g[i] * gs;
+        double mi = b1 * (double)m[i] + (1.0 - b1) * gi, vi = b2 * (double)v[i] + (1.0 - b2) * gi * gi;
+        m[i] = (float)mi;
+        v[i] = (float)vi;
+        p[i] = (float)((double)p[i] * keep - step * mi / (sqrt(vi) / root + eps));
+    }
+    return DFCL_OK;
+}
+
+static dfcl_status ema_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_ema *o = params;
+    dfcl_status s = count_check(o->n, err);
+    if (s)
+        return s;
+    float *e = dfcl_host_ptr(dev, o->ema);
+    const float *p = dfcl_host_ptr(dev, o->p);
+    double d = o->decay;
+    for (int64_t i = 0; i < o->n; i++)
+        e[i] = (float)(d * (double)e[i] + (1.0 - d) * (double)p[i]);
+    return DFCL_OK;
+}
+
+static dfcl_status axpby_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_axpby *o = params;
+    dfcl_status s = count_check(o->n, err);
+    if (s)
+        return s;
+    const float *x = dfcl_host_ptr(dev, o->x);
+    float *y = dfcl_host_ptr(dev, o->y);
+    for (int64_t i = 0; i < o->n; i++)
+        y[i] = o->b == 0.0f ? o->a * x[i] : (float)((double)o->a * (double)x[i] + (double)o->b * (double)y[i]);
+    return DFCL_OK;
+}
+
+static dfcl_status sumsq_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_sumsq *o = params;
+    dfcl_status s = count_check(o->n, err);
+    if (s)
+        return s;
+    const float *x = dfcl_host_ptr(dev, o->x);
+    float *out = dfcl_host_ptr(dev, o->out);
+    double sum = 0;
+    int64_t bad = 0;
+    for (int64_t i = 0; i < o->n; i++) {
+        if (isfinite(x[i]))
+            sum += (double)x[i] * (double)x[i];
+        else
+            bad++;
+    }
+    out[0] = (float)sum;
+    out[1] = (float)bad;
+    return DFCL_OK;
+}
+
+/* ---- cases ---- */
+
+static const int64_t sizes[] = {1, 7, 4095, 4097, 70001, 33554432};
+enum { CHECKS = (int)DFCL_COUNT(sizes) - 1 };
+
+static void adamw_case(struct dfcl_case *c, int index) {
+    struct dfcl_adamw *o = (void *)c->params;
+    static const int steps[] = {1, 2, 5, 1000, 100000, 10};
+    o->n = sizes[index];
+    o->lr = index & 1 ? 1e-3 : 1e-4;
+    o->beta1 = 0.9;
+    o->beta2 = 0.999;
+    o->eps = 1e-8;
+    o->wd = index & 1 ? 0.05 : 0.0;
+    o->grad_scale = index == 2 ? 0x1p-10f : 1.0f;
+    o->c1 = 1.0 - pow(0.9, steps[index]);
+    o->c2 = 1.0 - pow(0.999, steps[index]);
+    snprintf(c->label, sizeof c->label, "n=%lld step=%d wd=%g", (long long)o->n, steps[index], o->wd);
+    uint64_t n = (uint64_t)o->n;
+    dfcl_case_add(c, "g", &o->g, DFCL_F32, n, DFCL_IN)->b = 1e-3 / (double)o->grad_scale;
+    dfcl_case_add(c, "p", &o->p, DFCL_F32, n, DFCL_INOUT)->tol = 2e-7;
+    struct dfcl_case_tensor *m = dfcl_case_add(c, "m", &o->m, DFCL_F32, n, DFCL_INOUT);
+    m->b = 1e-3;
+    m->tol = 1e-6;
+    struct dfcl_case_tensor *v = dfcl_case_add(c, "v", &o->v, DFCL_F32, n, DFCL_INOUT);
+    v->fill = DFCL_FILL_UNIFORM;
+    v->a = index ? 0 : 1e-8; /* the reference divides by sqrt(v): 0 must work too */
+    v->b = 1e-6;
+    v->tol = 1e-6;
+}
+
+static void ema_case(struct dfcl_case *c, int index) {
+    struct dfcl_ema *o = (void *)c->params;
+    static const double decays[] = {0.9, 0.9999, 0.0, 1.0, 0.18, 0.9999};
+    o->n = sizes[index];
+    o->decay = decays[index];
+    snprintf(c->label, sizeof c->label, "n=%lld decay=%g", (long long)o->n, o->decay);
+    dfcl_case_add(c, "ema", &o->ema, DFCL_F32, (uint64_t)o->n, DFCL_INOUT)->tol = 2e-7;
+    dfcl_case_add(c, "p", &o->p, DFCL_F32, (uint64_t)o->n, DFCL_IN);
+}
+
+static void axpby_case(struct dfcl_case *c, int index) {
+    struct dfcl_axpby *o = (void *)c->params;
+    static const float b[] = {1.0f, 0.0f, -0.5f, 0.0f, 3.25f, 1.0f};
+    o->n = sizes[index];
+    o->a = index == 1 ? 0.0f : 1.75f;
+    o->b = b[index];
+    snprintf(c->label, sizeof c->label, "n=%lld a=%g b=%g", (long long)o->n, (double)o->a, (double)o->b);
+    dfcl_case_add(c, "x", &o->x, DFCL_F32, (uint64_t)o->n, DFCL_IN);
+    /* b = 0: y starts as NaN and must not be read */
+    dfcl_case_add(c, "y", &o->y, DFCL_F32, (uint64_t)o->n, o->b == 0.0f ? DFCL_OUT : DFCL_INOUT)->tol = 3e-7;
+}
+
+static void sumsq_case(struct dfcl_case *c, int index) {
+    struct dfcl_sumsq *o = (void *)c->params;
+    o->n = sizes[index];
+    snprintf(c->label, sizeof c->label, "n=%lld%s", (long long)o->n, index == 2 || index == 4 ? " non-finite" : "");
+    struct dfcl_case_tensor *x = dfcl_case_add(c, "x", &o->x, DFCL_F32, (uint64_t)o->n, DFCL_IN);
+    if (index == 2 || index == 4) {
+        float *data = dfcl_case_data(c, (size_t)o->n * sizeof *data);
+        if (!data)
+            return;
+        for (int64_t i = 0; i < o->n; i++)
+            data[i] = (float)(i % 17 - 8) * 0.25f;
+        data[0] = NAN;
+        data[o->n / 3] = INFINITY;
+        data[o->n / 2] = -INFINITY;
+        data[o->n - 1] = -NAN;
+        x->fill = DFCL_FILL_DATA;
+        x->data = data;
+    }
+    dfcl_case_add(c, "out", &o->out, DFCL_F32, 2, DFCL_OUT)->tol = 1e-6;
+}
+
+/* ---- rows ---- */
+
+static double adamw_flops(const void *params) {
+    return 16.0 * (double)((const struct dfcl_adamw *)params)->n;
+}
+static double adamw_bytes(const void *params) {
+    return 28.0 * (double)((const struct dfcl_adamw *)params)->n;
+}
+static double ema_flops(const void *params) {
+    return 3.0 * (double)((const struct dfcl_ema *)params)->n;
+}
+static double ema_bytes(const void *params) {
+    return 12.0 * (double)((const struct dfcl_ema *)params)->n;
+}
+static double axpby_flops(const void *params) {
+    return 3.0 * (double)((const struct dfcl_axpby *)params)->n;
+}
+static double axpby_bytes(const void *params) {
+    return 12.0 * (double)((const struct dfcl_axpby *)params)->n;
+}
+static double sumsq_flops(const void *params) {
+    return 2.0 * (double)((const struct dfcl_sumsq *)params)->n;
+}
+static double sumsq_bytes(const void *params) {
+    return 4.0 * (double)((const struct dfcl_sumsq *)params)->n;
+}
+
+static const struct dfcl_variant adamw_variants[] = {
+    {.name = "host", .supports = host_ok, .launch = adamw_host},
+};
+const struct dfcl_op dfcl_op_adamw = {
+    .name = "adamw",
+    .params_size = sizeof(struct dfcl_adamw),
+    .variants = adamw_variants,
+    .variant_count = DFCL_COUNT(adamw_variants),
+    .check_cases = CHECKS,
+    .bench_cases = 1,
+    .make_case = adamw_case,
+    .flops = adamw_flops,
+    .bytes = adamw_bytes,
+};
+
+static const struct dfcl_variant ema_variants[] = {
+    {.name = "host", .supports = host_ok, .launch = ema_host},
+};
+const struct dfcl_op dfcl_op_ema = {
+    .name = "ema",
+    .params_size = sizeof(struct dfcl_ema),
+    .variants = ema_variants,
+    .variant_count = DFCL_COUNT(ema_variants),
+    .check_cases = CHECKS,
+    .bench_cases = 1,
+    .make_case = ema_case,
+    .flops = ema_flops,
+    .bytes = ema_bytes,
+};
+
+static const struct dfcl_variant axpby_variants[] = {
+    {.name = "host", .supports = host_ok, .launch = axpby_host},
+};
+const struct dfcl_op dfcl_op_axpby = {
+    .name = "axpby",
+    .params_size = sizeof(struct dfcl_axpby),
+    .variants = axpby_variants,
+    .variant_count = DFCL_COUNT(axpby_variants),
+    .check_cases = CHECKS,
+    .bench_cases = 1,
+    .make_case = axpby_case,
+    .flops = axpby_flops,
+    .bytes = axpby_bytes,
+};
+
+static const struct dfcl_variant sumsq_variants[] = {
+    {.name = "host", .supports = host_ok, .launch = sumsq_host},
+};
+const struct dfcl_op dfcl_op_sumsq = {
+    .name = "sumsq",
+    .params_size = sizeof(struct dfcl_sumsq),
+    .variants = sumsq_variants,
+    .variant_count = DFCL_COUNT(sumsq_variants),
+    .check_cases = CHECKS,
+    .bench_cases = 1,
+    .make_case = sumsq_case,
+    .flops = sumsq_flops,
+    .bytes = sumsq_bytes,
+};

@@ -1,0 +1,34 @@
+/* Small things that op rows share: where a variant runs, and its launch. */
+#ifndef DFCL_OPS_ROWS_H
+#define DFCL_OPS_ROWS_H
+
+#include <string.h>
+
+#include "ops/ops.h"
+
+static inline bool dfcl_on_host(const struct dfcl_device *dev) {
+    return !strcmp(dev->info.backend, "host");
+}
+/* Backends that run kernels written in the dialect. */
+static inline bool dfcl_on_kernels(const struct dfcl_device *dev) {
+    return !dfcl_on_host(dev);
+}
+/* CPUs through OpenCL: the `_cpu` variants. */
+static inline bool dfcl_on_cpu(const struct dfcl_device *dev) {
+    return !strcmp(dev->info.backend, "opencl") && dev->info.type == DFCL_DEVICE_CPU;
+}
+static inline int64_t dfcl_ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+/* Finds or builds the kernel and queues gx x gy x gz groups of it. */
+static inline dfcl_status dfcl_launch_kernel(struct dfcl_device *dev, const char *source, const char *name, const char *options,
+                                             int64_t gx, int64_t gy, int64_t gz, const struct dfcl_args *args, dfcl_error *err) {
+    struct dfcl_kernel *k;
+    dfcl_status s = dfcl_device_kernel(dev, source, name, options, &k, err);
+    if (s)
+        return s;
+    const size_t groups[3] = {(size_t)gx, (size_t)gy, (size_t)gz};
+    return dfcl_device_launch(dev, k, groups, args, err);
+}
+
+#endif
