@@ -79,6 +79,32 @@ DFCL_API dfcl_status dfcl_trainer_save(dfcl_trainer *trainer, dfcl_error *err);
 /* Final files: run_dir/delta.safetensors (EMA), delta-live.safetensors; for `full` model.safetensors and model-live.safetensors. */
 DFCL_API dfcl_status dfcl_trainer_finish(dfcl_trainer *trainer, dfcl_error *err);
 
+/* ---- held-out pictures ---- */
+
+/* Labelled pictures in memory, as training sees them. */
+struct dfcl_pictures {
+    int count, channels, side;
+    float *data;  /* [count, channels, side, side] in [-1, 1] */
+    int *labels;  /* [count], 0 .. class_count-1 */
+    int class_count;
+    char **class_names;
+};
+/* Reads an ImageFolder (class sub-folders sorted by name), each picture cropped and resized to the side as in training. */
+DFCL_API dfcl_status dfcl_pictures_read(const dfcl_context *ctx, const char *folder, int channels, int side,
+                                        struct dfcl_pictures *out, dfcl_error *err);
+DFCL_API void dfcl_pictures_free(const dfcl_context *ctx, struct dfcl_pictures *pictures);
+
+struct dfcl_loss_estimate {
+    double loss, loss_se; /* mean of mse + vb over the pairs, and its standard error */
+    double mse, mse_se;
+    int pairs;
+};
+/* Loss of a domain on pictures the training has not seen: `pairs` (picture, timestep, noise) triples, fixed by the seed (stream VAL), picture =
+ * pair mod count. null_class != 0: every picture under the domain's null class, else under its label (which must be a class of
+ * the domain). */
+DFCL_API dfcl_status dfcl_evaluate_loss(dfcl_model *model, int domain, const struct dfcl_pictures *pictures, int null_class, int pairs,
+                                        uint64_t seed, struct dfcl_loss_estimate *out, dfcl_error *err);
+
 #ifdef __cplusplus
 }
 #endif

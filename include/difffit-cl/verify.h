@@ -18,6 +18,10 @@ DFCL_API dfcl_status dfcl_verify(dfcl_device *dev, const char *golden_dir, const
 /* A miniature golden inside the library: forward, a training step and a sampling step. About a second. */
 DFCL_API dfcl_status dfcl_selftest(dfcl_device *dev, dfcl_line_fn line, void *user, dfcl_error *err);
 
+/* dfcl_selftest at the first use of a device and driver only: success is noted in the context's cache folder. Without a cache folder the test
+ * runs every time. */
+DFCL_API dfcl_status dfcl_selftest_once(dfcl_device *dev, dfcl_line_fn line, void *user, dfcl_error *err);
+
 struct dfcl_bench_result {
     char op[32], variant[32], label[128];
     double seconds_median, seconds_min, seconds_max;

@@ -1,0 +1,315 @@
+#include "cli.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- messages ---- */
+
+int cli_fail(const struct cli *c, const dfcl_error *err) {
+    fprintf(stderr, "difffit-cl %s: %s\n", c->command, err->msg[0] ? err->msg : dfcl_status_name(err->status));
+    return err->status;
+}
+
+int cli_usage(const struct cli *c, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    fprintf(stderr, "difffit-cl %s: ", c->command);
+    vfprintf(stderr, fmt, ap);
+    fprintf(stderr, "; see `difffit-cl %s --help`\n", c->command);
+    va_end(ap);
+    return DFCL_USAGE;
+}
+
+void cli_line(void *user, const char *line) {
+    (void)user;
+    puts(line);
+    fflush(stdout);
+}
+
+void cli_json_string(FILE *f, const char *s) {
+    fputc('"', f);
+    for (; *s; s++) {
+        unsigned char ch = (unsigned char)*s;
+        if (ch == '"' || ch == '\\')
+            fprintf(f, "\\%c", ch);
+        else if (ch < 0x20)
+            fprintf(f, "\\u%04x", ch);
+        else
+            fputc(ch, f);
+    }
+    fputc('"', f);
+}
+
+double cli_now(void) {
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+void cli_eta(double seconds, char *buf, size_t size) {
+    if (!(seconds >= 0 && seconds < 1e8)) {
+        snprintf(buf, size, "-");
+        return;
+    }
+    long t = (long)(seconds + 0.5);
+    if (t >= 3600)
+        snprintf(buf, size, "%ld:%02ld:%02ld", t / 3600, t / 60 % 60, t % 60);
+    else
+        snprintf(buf, size, "%ld:%02ld", t / 60, t % 60);
+}
+
+void cli_progress(const struct cli *c, bool last, const char *fmt, ...) {
+    static double shown = -1e9;
+    if (c->quiet)
+        return;
+    double now = cli_now();
+    bool tty = isatty(STDERR_FILENO);
+    if (!last && now - shown < (tty ? 0.1 : 5.0))
+        return;
+    shown = last ? -1e9 : now;
+    va_list ap;
+    va_start(ap, fmt);
+    if (tty)
+        fputs("\r\033[K", stderr);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    if (!tty || last)
+        fputc('\n', stderr);
+    fflush(stderr);
+}
+
+/* ---- signals ---- */
+
+static volatile sig_atomic_t stop_signal;
+
+static void on_signal(int sig) {
+    if (stop_signal) /* a second one: the user means it */
+        _exit(DFCL_INTERRUPTED);
+    stop_signal = sig;
+}
+
+void cli_catch_signals(void) {
+    struct sigaction sa = {0};
+    sa.sa_handler = on_signal;
+    sigemptyset(&sa.sa_mask);
+    sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGTERM, &sa, NULL);
+}
+
+bool cli_interrupted(void) {
+    return stop_signal != 0;
+}
+
+/* ---- options ---- */
+
+/* Levenshtein distance of short words, for "did you mean". */
+static size_t distance(const char *a, const char *b) {
+    size_t n = strlen(a), m = strlen(b), row[64];
+    if (n >= 63 || m >= 63)
+        return 99;
+    for (size_t j = 0; j <= m; j++)
+        row[j] = j;
+    for (size_t i = 1; i <= n; i++) {
+        size_t diag = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= m; j++) {
+            size_t best = diag + (a[i - 1] != b[j - 1]);
+            diag = row[j];
+            if (row[j] + 1 < best)
+                best = row[j] + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            row[j] = best;
+        }
+    }
+    return row[m];
+}
+
+static void print_options(const struct cli_option *options) {
+    for (const struct cli_option *o = options; o->name; o++) {
+        char left[64];
+        snprintf(left, sizeof left, "%s%s%s", o->name, o->arg ? " " : "", o->arg ? o->arg : "");
+        printf("  %-26s ", left);
+        int column = 29; /* help text wrapped at 100 columns */
+        for (const char *w = o->help; *w;) {
+            int n = (int)strcspn(w, " ");
+            if (column > 29 && column + n > 99) {
+                printf("\n%29s", "");
+                column = 29;
+            }
+            printf("%.*s%s", n, w, w[n] ? " " : "");
+            column += n + 1;
+            w += n;
+            while (*w == ' ')
+                w++;
+        }
+        putchar('\n');
+    }
+}
+
+static bool parse_number(const char *text, double *out) {
+    char *end;
+    errno = 0;
+    *out = strtod(text, &end);
+    return end != text && !*end && !errno && isfinite(*out);
+}
+
+static bool parse_size(const char *text, uint64_t *out) {
+    char *end;
+    double v = strtod(text, &end);
+    double unit = 1;
+    switch (toupper((unsigned char)*end)) {
+    case 'K': unit = 1024.0; end++; break;
+    case 'M': unit = 1048576.0; end++; break;
+    case 'G': unit = 1073741824.0; end++; break;
+    case 'T': unit = 1099511627776.0; end++; break;
+    default: break;
+    }
+    if (*end == 'i')
+        end++;
+    if (*end == 'B')
+        end++;
+    if (end == text || *end || !(v > 0) || v * unit > 1e18)
+        return false;
+    *out = (uint64_t)(v * unit);
+    return true;
+}
+
+static bool set_option(const struct cli_option *o, const char *value, char *expected, size_t size) {
+    double d;
+    char *end;
+    switch (o->kind) {
+    case CLI_FLAG:
+        *(bool *)o->dest = true;
+        return true;
+    case CLI_STR:
+        *(const char **)o->dest = value;
+        return true;
+    case CLI_LIST: {
+        struct cli_list *l = o->dest;
+        snprintf(expected, size, "at most %d of them", CLI_LIST_MAX);
+        if (l->count >= CLI_LIST_MAX)
+            return false;
+        l->items[l->count++] = value;
+        return true;
+    }
+    case CLI_SIZE:
+        snprintf(expected, size, "a size such as 800M or 8G");
+        return parse_size(value, o->dest);
+    case CLI_U64:
+        snprintf(expected, size, "a whole number from 0");
+        errno = 0;
+        *(uint64_t *)o->dest = strtoull(value, &end, 0);
+        return isdigit((unsigned char)*value) && !*end && !errno;
+    default: break;
+    }
+    bool whole = o->kind != CLI_DBL;
+    if (o->min != 0 || o->max != 0)
+        snprintf(expected, size, "a %snumber from %g to %g", whole ? "whole " : "", o->min, o->max);
+    else
+        snprintf(expected, size, "a %snumber", whole ? "whole " : "");
+    if (!parse_number(value, &d) || (whole && (d != floor(d) || fabs(d) > 9e15)) ||
+        (o->kind == CLI_INT && fabs(d) > 2147483647.0) || ((o->min != 0 || o->max != 0) && (d < o->min || d > o->max)))
+        return false;
+    if (o->kind == CLI_INT)
+        *(int *)o->dest = (int)d;
+    else if (o->kind == CLI_I64)
+        *(int64_t *)o->dest = (int64_t)d;
+    else
+        *(double *)o->dest = d;
+    return true;
+}
+
+int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const struct cli_option *options, const char **rest,
+              int rest_max) {
+    const struct cli_option common[] = {
+        {"--device", CLI_STR, &c->device, "D", "auto (default), an index of `devices`, opencl:0, host, or part of a name", 0, 0},
+        {"--verbose", CLI_FLAG, &c->verbose, NULL, "say more: the device, the memory plan, kernel builds", 0, 0},
+        {"--quiet", CLI_FLAG, &c->quiet, NULL, "only errors and results", 0, 0},
+        {"--help", CLI_FLAG, NULL, NULL, "this text", 0, 0},
+        {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
+    };
+    int n = 0;
+    bool only_words = false;
+    for (int i = 1; i < argc; i++) {
+        char *word = argv[i];
+        if (!strcmp(word, "--") && !only_words) {
+            only_words = true;
+            continue;
+        }
+        if (only_words || word[0] != '-' || !word[1]) {
+            if (n >= rest_max)
+                exit(cli_usage(c, "unexpected argument '%s'", word));
+            rest[n++] = word;
+            continue;
+        }
+        if (!strcmp(word, "--help") || !strcmp(word, "-h")) {
+            printf("usage: difffit-cl %s\n\n", usage);
+            print_options(options);
+            printf("%sCommon options:\n", options->name ? "\n" : "");
+            print_options(common);
+            exit(0);
+        }
+        char name[64];
+        const char *eq = strchr(word, '=');
+        snprintf(name, sizeof name, "%.*s", eq ? (int)(eq - word) : (int)strlen(word), word);
+        const struct cli_option *found = NULL, *near = NULL;
+        size_t near_distance = 4;
+        const struct cli_option *tables[2] = {options, common};
+        for (int k = 0; k < 2; k++)
+            for (const struct cli_option *o = tables[k]; o->name; o++) {
+                if (!strcmp(o->name, name))
+                    found = o;
+                size_t d = distance(o->name, name);
+                if (d < near_distance) {
+                    near_distance = d;
+                    near = o;
+                }
+            }
+        if (!found) {
+            if (near)
+                exit(cli_usage(c, "unknown option %s (did you mean %s?)", name, near->name));
+            exit(cli_usage(c, "unknown option %s", name));
+        }
+        const char *value = NULL;
+        if (found->kind != CLI_FLAG) {
+            value = eq ? eq + 1 : i + 1 < argc ? argv[++i] : NULL;
+            if (!value)
+                exit(cli_usage(c, "%s needs a value (%s)", found->name, found->arg));
+        } else if (eq) {
+            exit(cli_usage(c, "%s takes no value", found->name));
+        }
+        char expected[96] = "another value";
+        if (!set_option(found, value, expected, sizeof expected))
+            exit(cli_usage(c, "%s: expected %s, found '%s'", found->name, expected, value));
+    }
+    return n;
+}
+
+/* ---- device ---- */
+
+static void selftest_line(void *user, const char *line) {
+    const struct cli *c = user;
+    if (c->verbose)
+        fprintf(stderr, "selftest: %s\n", line);
+}
+
+dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err) {
+    dfcl_status s = dfcl_device_open(dev, c->ctx, c->device, err);
+    if (s)
+        return s;
+    const struct dfcl_device_info *info = dfcl_device_get_info(*dev);
+    if (c->verbose)
+        fprintf(stderr, "device %s: %s, %s, driver %s\n", info->selector, info->name, info->platform, info->driver);
+    s = dfcl_selftest_once(*dev, selftest_line, c, err);
+    if (s)
+        dfcl_device_close(dev);
+    return s;
+}

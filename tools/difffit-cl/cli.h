@@ -1,0 +1,69 @@
+/* The command: option tables, messages, exit codes. Uses the public headers only. */
+#ifndef CLI_H
+#define CLI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <difffit-cl/dfcl.h>
+
+enum cli_kind { CLI_FLAG, CLI_STR, CLI_INT, CLI_I64, CLI_U64, CLI_DBL, CLI_SIZE, CLI_LIST };
+
+#define CLI_LIST_MAX 64
+struct cli_list {
+    const char *items[CLI_LIST_MAX];
+    int count;
+};
+
+/* One option. dest: bool, const char *, int, int64_t, uint64_t, double, uint64_t (bytes, "8G"), struct cli_list. */
+struct cli_option {
+    const char *name; /* "--steps" */
+    enum cli_kind kind;
+    void *dest;
+    const char *arg; /* "N"; NULL for flags */
+    const char *help;
+    double min, max; /* numbers; both 0: any */
+};
+
+/* What every command gets. */
+struct cli {
+    dfcl_context *ctx;
+    const char *command;
+    const char *device;
+    bool verbose, quiet;
+};
+
+/* Parses argv[1..] by the table plus the common options. Positional words go to `rest` (at most rest_max). On --help prints `usage` and
+ * the options and exits 0; on any mistake prints one line and exits 2. Returns the number of positional words. */
+int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const struct cli_option *options, const char **rest,
+              int rest_max);
+
+/* Prints "difffit-cl COMMAND: message" and returns the exit code for it. */
+int cli_fail(const struct cli *c, const dfcl_error *err);
+int cli_usage(const struct cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Opens the chosen device; the first use of a device on this machine runs the self-test. */
+dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err);
+
+/* Set by SIGINT and SIGTERM after cli_catch_signals(). */
+void cli_catch_signals(void);
+bool cli_interrupted(void);
+
+/* One progress line: rewritten in place on a terminal, at most one line every few seconds elsewhere. `last` ends it. */
+void cli_progress(const struct cli *c, bool last, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void cli_eta(double seconds, char *buf, size_t size); /* "1:02:03", "4:05" */
+void cli_line(void *user, const char *line);          /* dfcl_line_fn to standard output */
+void cli_json_string(FILE *f, const char *s);         /* string literal with quotes */
+double cli_now(void);                                 /* seconds, monotonic */
+
+int cmd_demo(struct cli *c, int argc, char **argv);
+int cmd_devices(struct cli *c, int argc, char **argv);
+int cmd_info(struct cli *c, int argc, char **argv);
+int cmd_init(struct cli *c, int argc, char **argv);
+int cmd_merge(struct cli *c, int argc, char **argv);
+int cmd_sample(struct cli *c, int argc, char **argv);
+int cmd_selftest(struct cli *c, int argc, char **argv);
+int cmd_train(struct cli *c, int argc, char **argv);
+int cmd_verify(struct cli *c, int argc, char **argv);
+
+#endif

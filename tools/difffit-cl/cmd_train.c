@@ -1,0 +1,115 @@
+#include "cli.h"
+
+#include <string.h>
+
+int cmd_train(struct cli *c, int argc, char **argv) {
+    struct dfcl_train_params p = {0};
+    const char *vae = "none";
+    bool flip = false, no_classes = false, train_classes = false;
+    const char *ema_warmup = "on", *which = NULL;
+    const struct cli_option options[] = {
+        {"--model", CLI_STR, &p.model.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
+        {"--heads", CLI_INT, &p.model.heads, "H", "attention heads, where the file does not say", 1, 1024},
+        {"--weights-of", CLI_STR, &which, "W", "training checkpoints: ema (default) or model", 0, 0},
+        {"--data", CLI_STR, &p.data, "DIR", "image folder (a sub-folder a class) or folder of latents (required)", 0, 0},
+        {"--vae", CLI_STR, &vae, "none", "none: the model works on pixels, or the data are latents already", 0, 0},
+        {"--out", CLI_STR, &p.run_dir, "RUN", "run directory (required)", 0, 0},
+        {"--method", CLI_STR, &p.method, "M", "difffit (default), difffit-block, bitfit, full", 0, 0},
+        {"--gamma-sites", CLI_STR, &p.gamma_sites, "LIST", "qkv,proj,attn,mlp: where scale vectors go (the method's)", 0, 0},
+        {"--gamma-blocks", CLI_STR, &p.gamma_blocks, "A-B", "blocks with scale vectors, or all (the method's)", 0, 0},
+        {"--class-init", CLI_STR, &p.class_init, "HOW", "match (default): rows of base classes of the same name; random, null, mean, or a FILE", 0, 0},
+        {"--train-classes", CLI_FLAG, &train_classes, NULL, "train the class table also where the method would not", 0, 0},
+        {"--no-train-classes", CLI_FLAG, &no_classes, NULL, "keep the class table as it starts", 0, 0},
+        {"--steps", CLI_I64, &p.steps, "N", "optimizer steps in all (400)", 1, 1e9},
+        {"--batch", CLI_INT, &p.batch, "B", "samples per optimizer step (32)", 1, 65536},
+        {"--micro-batch", CLI_INT, &p.micro_batch, "B", "samples per pass (as memory allows); divides the batch", 1, 65536},
+        {"--lr", CLI_DBL, &p.lr, "X", "learning rate (1e-4)", 1e-12, 10},
+        {"--lr-schedule", CLI_STR, &p.lr_schedule, "S", "constant (default) or cosine", 0, 0},
+        {"--warmup", CLI_I64, &p.warmup, "N", "steps of linear warm-up (0)", 0, 1e9},
+        {"--weight-decay", CLI_DBL, &p.weight_decay, "X", "AdamW weight decay (0)", 0, 1},
+        {"--beta1", CLI_DBL, &p.beta1, "X", "AdamW (0.9)", 0, 0.99999999},
+        {"--beta2", CLI_DBL, &p.beta2, "X", "AdamW (0.999)", 0, 0.99999999},
+        {"--clip", CLI_DBL, &p.clip, "X", "largest global gradient norm (no clipping)", 0, 1e9},
+        {"--ema", CLI_DBL, &p.ema_decay, "X", "decay of the moving average (0.9999)", 0, 0.99999999},
+        {"--ema-warmup", CLI_STR, &ema_warmup, "on|off", "on (default): decay (1+k)/(10+k) after k steps, at most --ema", 0, 0},
+        {"--label-dropout", CLI_DBL, &p.label_dropout, "X", "share of labels replaced by the null class (0.1); -1: none", -1, 1},
+        {"--flip", CLI_FLAG, &flip, NULL, "random horizontal flips", 0, 0},
+        {"--seed", CLI_U64, &p.seed, "N", "seed of everything random (0)", 0, 0},
+        {"--checkpoint-every", CLI_I64, &p.checkpoint_every, "N", "steps between checkpoints (only at the end and when interrupted)", 0, 1e9},
+        {"--keep", CLI_INT, &p.keep, "N", "newest checkpoints kept (2)", 1, 1000000},
+        {"--sample-every", CLI_I64, &p.sample_every, "N", "steps between grids of pictures in RUN/samples (never)", 0, 1e9},
+        {"--log-every", CLI_I64, &p.log_every, "N", "steps between lines of metrics.jsonl (10)", 1, 1e9},
+        {"--resume", CLI_STR, &p.resume, "auto|DIR", "auto: go on from RUN's newest checkpoint if there is one; or a checkpoint", 0, 0},
+        {"--max-memory", CLI_SIZE, &p.max_memory, "SIZE", "device memory to stay within (8G, 800M)", 0, 0},
+        {"--dtype", CLI_STR, &p.dtype, "T", "full: type of the written model: f32 (default), f16, bf16", 0, 0},
+        {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
+    };
+    cli_parse(c, argc, argv,
+              "train --model FILE --data DIR --out RUN [options]\n\nFine-tunes a frozen base on a folder of images; RUN/delta.safetensors holds the result\n"
+              "(moving average), RUN/metrics.jsonl the losses. Ctrl-C saves a checkpoint; --resume auto goes on.",
+              options, NULL, 0);
+    if (!p.model.path || !p.data || !p.run_dir)
+        return cli_usage(c, "--model, --data and --out are required");
+    if (strcmp(vae, "none"))
+        return cli_usage(c, "--vae: expected none (pixel models, or a folder of latents), found '%s'", vae);
+    if (strcmp(ema_warmup, "on") && strcmp(ema_warmup, "off"))
+        return cli_usage(c, "--ema-warmup: expected on or off, found '%s'", ema_warmup);
+    if (no_classes && train_classes)
+        return cli_usage(c, "--train-classes and --no-train-classes exclude each other");
+    p.no_ema_warmup = !strcmp(ema_warmup, "off");
+    p.train_classes = no_classes ? -1 : train_classes ? 1 : 0;
+    p.flip = flip;
+    p.model.which = which;
+
+    dfcl_error err = {0};
+    dfcl_device *dev = NULL;
+    dfcl_trainer *t = NULL;
+    int code = 0;
+    cli_catch_signals();
+    dfcl_status s = cli_open_device(c, &dev, &err);
+    if (!s)
+        s = dfcl_trainer_create(&t, dev, &p, &err);
+    if (s)
+        goto out;
+    const struct dfcl_train_summary *sum = dfcl_trainer_summary(t);
+    if (!c->quiet)
+        fprintf(stderr, "%s: %lld images in %d classes; %lld values trained; batch %d in passes of %d%s\n", dfcl_device_get_info(dev)->name,
+                (long long)sum->images, sum->classes, (long long)sum->trained_values, p.batch ? p.batch : 32, sum->micro_batch,
+                sum->start_step ? "; resumed" : "");
+    if (sum->start_step && !c->quiet)
+        fprintf(stderr, "going on after step %lld\n", (long long)sum->start_step);
+    if (c->verbose)
+        fputs(dfcl_trainer_plan(t), stderr);
+    int done = sum->start_step >= (p.steps ? p.steps : 400);
+    struct dfcl_train_progress g = {0};
+    int64_t first = sum->start_step;
+    while (!done) {
+        s = dfcl_trainer_step(t, &g, &done, &err);
+        if (s)
+            goto out;
+        char eta[32];
+        cli_eta((double)(g.steps - g.step) * g.seconds / (double)(g.step - first > 0 ? g.step - first : 1), eta, sizeof eta);
+        char skipped[48] = "";
+        if (g.skipped)
+            snprintf(skipped, sizeof skipped, "  skipped %lld", (long long)g.skipped);
+        cli_progress(c, done, "step %lld/%lld  loss %.4f  lr %.2g  %.1f images/s  %s left%s", (long long)g.step, (long long)g.steps,
+                     g.loss_mean, g.lr, g.images_per_second, eta, skipped);
+        if (!done && cli_interrupted()) {
+            s = dfcl_trainer_save(t, &err);
+            if (s)
+                goto out;
+            cli_progress(c, true, "interrupted after step %lld; saved. Go on with --resume auto", (long long)g.step);
+            code = DFCL_INTERRUPTED;
+            goto out;
+        }
+    }
+    s = dfcl_trainer_finish(t, &err);
+    if (!s && !c->quiet)
+        printf("%s/%s\n", p.run_dir, p.method && !strcmp(p.method, "full") ? "model.safetensors" : "delta.safetensors");
+out:
+    if (s)
+        code = cli_fail(c, &err);
+    dfcl_trainer_destroy(&t);
+    dfcl_device_close(&dev);
+    return code;
+}
