@@ -23,6 +23,10 @@ struct dfcl_case_tensor *dfcl_case_add(struct dfcl_case *c, const char *name, co
     return t;
 }
 
+void dfcl_case_also(struct dfcl_case *c, struct dfcl_case_tensor *t, const void *ref_in_params) {
+    t->also_offset = (size_t)((const unsigned char *)ref_in_params - c->params);
+}
+
 void *dfcl_case_data(struct dfcl_case *c, size_t size) {
     void *p = c->owned_count < (int)DFCL_COUNT(c->owned) ? calloc(1, size ? size : 1) : NULL;
     if (!p) {

@@ -16,6 +16,7 @@ enum dfcl_case_fill {
 
 struct dfcl_case_tensor {
     size_t ref_offset; /* offsetof(params, ref) */
+    size_t also_offset; /* 0: none; a second ref of the parameters that gets the same place (in-place use) */
     enum dfcl_dtype dtype;
     uint64_t count;
     enum dfcl_case_use use;
@@ -45,6 +46,8 @@ struct dfcl_case {
 /* Adds a tensor behind a ref of the parameters; returns it so that fill/tol can be set. */
 struct dfcl_case_tensor *dfcl_case_add(struct dfcl_case *c, const char *name, const void *ref_in_params, enum dfcl_dtype dtype,
                                        uint64_t count, enum dfcl_case_use use);
+/* Lets a second ref of the parameters name the same memory as `t`. */
+void dfcl_case_also(struct dfcl_case *c, struct dfcl_case_tensor *t, const void *ref_in_params);
 /* Memory that lives as long as the case; NULL sets c->broken. */
 void *dfcl_case_data(struct dfcl_case *c, size_t size);
 void dfcl_case_finish(struct dfcl_case *c);

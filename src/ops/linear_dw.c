@@ -1,0 +1,73 @@
+/* Gradient of a trained matrix: dw += dy^T x. */
+#include <stdio.h>
+
+#include "ops/linear_ref.h"
+
+static dfcl_status check(const void *params, dfcl_error *err) {
+    const struct dfcl_linear_dw *p = params;
+    if (p->M < 1 || p->N < 1 || p->K < 1)
+        return dfcl_fail(err, DFCL_ERROR, "linear_dw: M=%d N=%d K=%d, expected positive sizes", p->M, p->N, p->K);
+    if (!p->dy.mem || !p->x.mem || !p->dw.mem)
+        return dfcl_fail(err, DFCL_ERROR, "linear_dw: dy, x and dw must be present");
+    return DFCL_OK;
+}
+
+static bool host_supports(const struct dfcl_device *dev, const void *params) {
+    return dfcl_linear_on_host(dev);
+}
+static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    dfcl_status s = check(params, err);
+    return s ? s : dfcl_linear_dw_host(dev, params, err);
+}
+
+static const struct {
+    int M, N, K;
+    double scale;
+} checks[] = {
+    {1, 1, 1, 1},    {1, 70, 37, 1},  {33, 7, 50, 1},     {260, 48, 96, 1},  {64, 9, 48, 1},    {131, 17, 49, 1},
+    {700, 33, 20, 1}, {2500, 16, 48, 1}, {1300, 130, 65, 1}, {90, 96, 144, 3e4}, {17, 300, 200, 1}, {4100, 5, 3, 1},
+};
+static const struct {
+    const char *name;
+    int M, N, K;
+} benches[] = {
+    {"demo qkv", 8192, 384, 128}, {"demo proj", 8192, 128, 128}, {"demo fc1", 8192, 512, 128}, {"demo fc2", 8192, 128, 512},
+    {"qkv", 256, 3456, 1152},     {"fc2", 256, 1152, 4608},      {"qkv", 1024, 3456, 1152},
+};
+
+static void make_case(struct dfcl_case *c, int index) {
+    struct dfcl_linear_dw *p = (struct dfcl_linear_dw *)c->params;
+    bool bench = index >= (int)DFCL_COUNT(checks);
+    int i = bench ? index - (int)DFCL_COUNT(checks) : index;
+    uint64_t M = (uint64_t)(p->M = bench ? benches[i].M : checks[i].M), N = (uint64_t)(p->N = bench ? benches[i].N : checks[i].N);
+    uint64_t K = (uint64_t)(p->K = bench ? benches[i].K : checks[i].K);
+    snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d", bench ? benches[i].name : "", bench ? " " : "", p->M, p->N, p->K);
+    dfcl_case_add(c, "dy", &p->dy, DFCL_F32, M * N, DFCL_IN)->b = bench ? 1.0 : checks[i].scale;
+    dfcl_case_add(c, "x", &p->x, DFCL_F32, M * K, DFCL_IN);
+    dfcl_case_add(c, "dw", &p->dw, DFCL_F32, N * K, DFCL_INOUT);
+}
+
+static double flops(const void *params) {
+    const struct dfcl_linear_dw *p = params;
+    return 2.0 * p->M * p->N * p->K;
+}
+static double bytes(const void *params) {
+    const struct dfcl_linear_dw *p = params;
+    return 4.0 * ((double)p->M * p->N + (double)p->M * p->K + 2.0 * p->N * p->K);
+}
+
+static const struct dfcl_variant variants[] = {
+    {.name = "host", .supports = host_supports, .launch = host_launch},
+};
+
+const struct dfcl_op dfcl_op_linear_dw = {
+    .name = "linear_dw",
+    .params_size = sizeof(struct dfcl_linear_dw),
+    .variants = variants,
+    .variant_count = DFCL_COUNT(variants),
+    .check_cases = DFCL_COUNT(checks),
+    .bench_cases = DFCL_COUNT(benches),
+    .make_case = make_case,
+    .flops = flops,
+    .bytes = bytes,
+};
