@@ -68,6 +68,7 @@ dfcl_status dfcl_dit_set(struct dfcl_dit *dit, struct dfcl_param *p, int domain,
 dfcl_status dfcl_dit_get(struct dfcl_dit *dit, const struct dfcl_param *p, int domain, float *values, dfcl_error *err);
 /* Rows [first, first + n) of the class-table pool, hidden values each. */
 dfcl_status dfcl_dit_set_rows(struct dfcl_dit *dit, int first, int n, const float *values, dfcl_error *err);
+dfcl_status dfcl_dit_get_rows(struct dfcl_dit *dit, int first, int n, float *values, dfcl_error *err);
 
 /* Flat trained arrays: count of values, and refs (absent when nothing is trained). */
 int64_t dfcl_dit_trained(struct dfcl_dit *dit, struct dfcl_ref *values, struct dfcl_ref *grads);

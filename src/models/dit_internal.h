@@ -1,0 +1,104 @@
+/* Inside of the Diffusion Transformer: what its files share.
+ *
+ * What backward keeps, per block (M = B*T rows):
+ *   h[i] [M,d] the block's input, stats1/stats2 [M,2] of its layer norms, qkv_pre [M,3d] before gamma (the same memory as qkv where the
+ *   site has no gamma), qkv [M,3d], heads [M,d] attention output, lse [B,H,T], proj_pre [M,d] before gammas, mid [M,d] after the attention
+ *   residual, fc1_pre [M,4d] before GELU, fc2_pre [M,d] before gamma, mod [B,6d] modulation.
+ * Inputs of linear layers are not kept: a layer norm with modulation or a GELU is recomputed where a weight gradient asks for it.
+ * Without backward all blocks share one set and the residual stream is updated in place. */
+#ifndef DFCL_MODELS_DIT_INTERNAL_H
+#define DFCL_MODELS_DIT_INTERNAL_H
+
+#include "models/dit.h"
+
+#define DIT_FREQ 256 /* size of the sinusoidal timestep embedding */
+#define DIT_EPS 1e-6f
+
+struct dit_linear {
+    struct dfcl_param *w, *b;
+    struct dfcl_weight weight; /* as the ops take it */
+};
+
+enum { DIT_GAMMA1, DIT_GAMMA2, DIT_ATTN_GAMMA1, DIT_ATTN_GAMMA2, DIT_GAMMAS };
+
+struct dit_block {
+    struct dit_linear qkv, proj, fc1, fc2, ada;
+    struct dfcl_param *gamma[DIT_GAMMAS];
+};
+
+struct dit_block_acts {
+    struct dfcl_ref stats1, stats2, qkv_pre, qkv, heads, lse, proj_pre, mid, fc1_pre, fc2_pre, mod;
+};
+
+struct dit_acts {
+    struct dfcl_ref t, rows, dom;                  /* [B] inputs */
+    struct dfcl_ref freq, t0_pre, t0, temb, c, silu; /* [B,256], [B,d] ... */
+    struct dfcl_ref cols;                          /* [M,C*p*p] */
+    struct dfcl_ref *h;                            /* [depth+1]: input of each block, output of the last */
+    struct dit_block_acts *block;                  /* [depth] */
+    struct dfcl_ref m;                             /* [M,d] input of a linear layer, recomputed in backward */
+    struct dfcl_ref f;                             /* [M,4d] */
+    struct dfcl_ref fstats, fmod, tok;             /* final layer: [M,2], [B,2d], [M,p*p*2C] */
+    /* backward */
+    struct dfcl_ref dh, d1, d4, dmod, dfmod, dsilu, dc, dt0;
+    struct dfcl_ref tap_y;                         /* [M,d] branch output for the tap */
+};
+
+struct dfcl_dit {
+    struct dfcl_device *dev;
+    const dfcl_context *ctx;
+    struct dfcl_dit_config cfg;
+    struct dfcl_dit_options opt;
+    int side, tokens, out_ch, tok_dim, col_dim; /* n, T = n*n, 2C, p*p*2C, C*p*p */
+
+    struct dfcl_param *params;
+    int param_count;
+    struct dit_linear x_embed, t_mlp0, t_mlp2, final, final_ada;
+    struct dfcl_param *table;
+    struct dit_block *blocks;
+
+    struct dfcl_arena weights;
+    bool allocated, pack;
+    int64_t trained_count, vec_count; /* values in P; values of one domain's frozen vectors */
+    struct dfcl_ref P, G, vecs, pool, pos;
+
+    struct dfcl_arena acts_arena, scratch_arena;
+    struct dit_acts a;
+    struct dfcl_plan plan;  /* max_batch 0: none */
+    struct dfcl_exec ex;
+    uint64_t layout_key;    /* which gammas are present; a plan is remade when it changes */
+    uint64_t max_memory;
+    bool kept;              /* the last forward kept what backward needs */
+
+    dfcl_dit_tap tap;
+    void *tap_user;
+};
+
+/* One pass over the layers; with ex->dry only the scratch is sized. */
+struct dit_pass {
+    struct dfcl_exec *ex;
+    int B, M;
+    struct dfcl_ref x, out, dom;
+    bool keep;
+};
+dfcl_status dit_forward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_error *err);
+dfcl_status dit_backward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, struct dfcl_ref dout, dfcl_error *err);
+
+static inline bool dit_has(const struct dfcl_param *p) {
+    return p && p->present;
+}
+static inline bool dit_trains(const struct dfcl_param *p) {
+    return p && p->present && p->trained;
+}
+/* The vector as ops take it; absent when the parameter is. */
+static inline struct dfcl_vec dit_vec(const struct dfcl_param *p) {
+    return dit_has(p) ? (struct dfcl_vec){p->value, p->dom_stride} : DFCL_NO_VEC;
+}
+static inline struct dfcl_ref dit_value(const struct dfcl_param *p) {
+    return dit_has(p) ? p->value : DFCL_NO_REF;
+}
+static inline struct dfcl_ref dit_grad(const struct dfcl_dit *dit, const struct dfcl_param *p) {
+    return dit_trains(p) ? dfcl_ref_at(dit->G, (uint64_t)p->trained_off * 4) : DFCL_NO_REF;
+}
+
+#endif

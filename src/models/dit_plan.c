@@ -1,0 +1,263 @@
+/* Memory of a pass and its entry points. Buffers are placed by one function that runs twice (dry, then for real); scratch is the largest need
+ * of any layer at any batch size up to the plan's, found by running the layers dry. */
+#include "models/dit_internal.h"
+
+#include <string.h>
+
+/* Which optional tensors exist: a plan holds for one such state. */
+static uint64_t layout_key(const struct dfcl_dit *dit) {
+    uint64_t key = dit->tap ? 3 : 1;
+    for (int i = 0; i < dit->param_count; i++)
+        if (dit->params[i].gamma)
+            key = (key * 0x100000001b3ull) ^ (uint64_t)(dit->params[i].present ? i + 1 : 0);
+    return key;
+}
+
+static dfcl_status get(struct dfcl_arena *a, struct dfcl_ref *out, uint64_t count, dfcl_error *err) {
+    return dfcl_arena_alloc(a, count * 4, out, err);
+}
+
+static dfcl_status place_acts(struct dfcl_dit *dit, struct dfcl_arena *ar, int max_batch, bool training, dfcl_error *err) {
+    struct dit_acts *a = &dit->a;
+    uint64_t B = (uint64_t)max_batch, M = B * (uint64_t)dit->tokens, d = (uint64_t)dit->cfg.hidden;
+    int L = dit->cfg.depth;
+    struct dfcl_ref none = DFCL_NO_REF;
+    dfcl_status s;
+#define GET(ref, count)                                                                                                                    \
+    do {                                                                                                                                   \
+        if ((s = get(ar, &(ref), (count), err)))                                                                                           \
+            return s;                                                                                                                      \
+    } while (0)
+    GET(a->t, B);
+    GET(a->rows, B);
+    GET(a->dom, B);
+    GET(a->freq, B * DIT_FREQ);
+    GET(a->t0, B * d);
+    GET(a->temb, B * d);
+    GET(a->c, B * d);
+    GET(a->silu, B * d);
+    GET(a->cols, M * (uint64_t)dit->col_dim);
+    GET(a->m, M * d);
+    GET(a->fmod, B * 2 * d);
+    GET(a->tok, M * (uint64_t)dit->tok_dim);
+    a->tap_y = none;
+    if (dit->tap)
+        GET(a->tap_y, M * d);
+    if (!training) {
+        struct dit_block_acts k = {.mod = none};
+        GET(a->h[0], M * d);
+        GET(k.mod, B * 6 * d);
+        /* qkv and the attention's output are dead when the MLP's wide tensor is written: one place for both */
+        uint64_t qkv = (M * 3 * d * 4 + 255) / 256 * 256;
+        GET(a->f, qkv / 4 + M * d);
+        k.qkv = a->f;
+        k.heads = dfcl_ref_at(a->f, ar->dry ? 0 : qkv);
+        if (dit->tap) {
+            GET(k.qkv_pre, M * 3 * d);
+            GET(k.proj_pre, M * d);
+            k.fc2_pre = k.proj_pre;
+        }
+        k.mid = a->h[0];
+        a->t0_pre = a->fstats = none;
+        for (int i = 0; i < L; i++) {
+            a->block[i] = k;
+            a->h[i + 1] = a->h[0];
+        }
+        a->dh = a->d1 = a->d4 = a->dmod = a->dfmod = a->dsilu = a->dc = a->dt0 = none;
+        return DFCL_OK;
+    }
+    GET(a->t0_pre, B * d);
+    GET(a->fstats, M * 2);
+    GET(a->f, M * 4 * d);
+    GET(a->h[0], M * d);
+    for (int i = 0; i < L; i++) {
+        struct dit_block_acts *k = &a->block[i];
+        GET(a->h[i + 1], M * d);
+        GET(k->mod, B * 6 * d);
+        GET(k->stats1, M * 2);
+        GET(k->stats2, M * 2);
+        GET(k->qkv, M * 3 * d);
+        k->qkv_pre = k->qkv;
+        if (dit_has(dit->blocks[i].gamma[DIT_ATTN_GAMMA1]))
+            GET(k->qkv_pre, M * 3 * d);
+        GET(k->heads, M * d);
+        GET(k->lse, M * (uint64_t)dit->cfg.heads);
+        GET(k->proj_pre, M * d);
+        GET(k->mid, M * d);
+        GET(k->fc1_pre, M * 4 * d);
+        GET(k->fc2_pre, M * d);
+    }
+    GET(a->dh, M * d);
+    GET(a->d1, M * d);
+    GET(a->d4, M * 4 * d);
+    GET(a->dmod, B * 6 * d);
+    GET(a->dfmod, B * 2 * d);
+    GET(a->dsilu, B * d);
+    GET(a->dc, B * d);
+    GET(a->dt0, B * d);
+#undef GET
+    return DFCL_OK;
+}
+
+static void drop_plan(struct dfcl_dit *dit) {
+    dfcl_arena_reset(&dit->acts_arena);
+    dfcl_arena_reset(&dit->scratch_arena);
+    memset(&dit->plan, 0, sizeof dit->plan);
+    memset(&dit->ex, 0, sizeof dit->ex);
+    dit->kept = false;
+}
+
+/* Places buffers in a dry arena and runs the layers dry. */
+static dfcl_status size_plan(struct dfcl_dit *dit, struct dfcl_arena *ar, int max_batch, bool training, struct dfcl_plan *plan,
+                             dfcl_error *err) {
+    if (!dit->allocated)
+        return dfcl_fail(err, DFCL_ERROR, "model: memory planned before the parameters' was taken");
+    if (max_batch < 1 || (int64_t)max_batch * dit->tokens > INT32_MAX / 4)
+        return dfcl_fail(err, DFCL_USAGE, "model: a batch of %d samples of %d tokens, expected 1 to %d", max_batch, dit->tokens,
+                         INT32_MAX / 4 / dit->tokens);
+    struct dfcl_ref here = {&dfcl_dry_mem, 0};
+    struct dfcl_exec ex = {.dev = dit->dev, .dry = true};
+    dfcl_status s = place_acts(dit, ar, max_batch, training, err);
+    /* A smaller batch may choose another variant with more scratch, so all sizes are tried up to 64, then every eighth of the way. */
+    int step = max_batch <= 64 ? 1 : max_batch / 64;
+    for (int B = max_batch; B >= 1 && !s; B -= step) {
+        struct dit_pass ps = {.ex = &ex, .B = B, .M = B * dit->tokens, .x = here, .out = here, .dom = dit->opt.domains > 1 ? here : DFCL_NO_REF,
+                              .keep = training};
+        s = dit_forward_layers(dit, &ps, err);
+        if (!s && training) {
+            s = dit_backward_layers(dit, &ps, here, err);
+            ps.keep = false; /* the same plan also draws previews */
+            if (!s)
+                s = dit_forward_layers(dit, &ps, err);
+        }
+    }
+    if (s)
+        return s;
+    plan->weights = dit->weights.total;
+    plan->activations = ar->total;
+    plan->scratch = ex.scratch_need;
+    plan->total = plan->weights + plan->activations + plan->scratch;
+    plan->max_batch = max_batch;
+    plan->training = training;
+    return DFCL_OK;
+}
+
+dfcl_status dfcl_dit_plan_only(struct dfcl_dit *dit, int max_batch, bool training, struct dfcl_plan *plan, dfcl_error *err) {
+    memset(plan, 0, sizeof *plan);
+    drop_plan(dit); /* the buffers' refs are rewritten by a dry run */
+    struct dfcl_arena ar;
+    dfcl_arena_init(&ar, dit->dev, "activations");
+    dfcl_status s = size_plan(dit, &ar, max_batch, training, plan, err);
+    dfcl_arena_finish(&ar);
+    return s;
+}
+
+dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, uint64_t max_memory, struct dfcl_plan *plan,
+                          dfcl_error *err) {
+    uint64_t key = layout_key(dit);
+    if (dit->plan.max_batch == max_batch && dit->plan.training == training && dit->layout_key == key && dit->max_memory == max_memory) {
+        if (plan)
+            *plan = dit->plan;
+        return DFCL_OK;
+    }
+    drop_plan(dit);
+    struct dfcl_plan p;
+    dfcl_status s = size_plan(dit, &dit->acts_arena, max_batch, training, &p, err);
+    uint64_t limit = max_memory ? max_memory : dit->dev->info.memory;
+    if (!s && limit && p.total > limit) {
+        char text[512];
+        dfcl_plan_format(&p, &dit->dev->info, text, sizeof text);
+        for (char *c = text; *c; c++)
+            if (*c == '\n')
+                *c = c[1] ? ';' : 0;
+        s = dfcl_fail(err, DFCL_NOMEM, "the plan needs %.1f MiB of %.1f MiB: %s; a smaller batch needs less", (double)p.total / 1048576.0,
+                      (double)limit / 1048576.0, text);
+    }
+    if (!s)
+        s = dfcl_arena_commit(&dit->acts_arena, err);
+    if (!s)
+        s = place_acts(dit, &dit->acts_arena, max_batch, training, err);
+    dit->ex = (struct dfcl_exec){.dev = dit->dev};
+    if (!s && p.scratch) {
+        struct dfcl_ref dry;
+        if (!(s = dfcl_arena_alloc(&dit->scratch_arena, p.scratch, &dry, err)) && !(s = dfcl_arena_commit(&dit->scratch_arena, err)))
+            s = dfcl_arena_alloc(&dit->scratch_arena, p.scratch, &dit->ex.scratch, err);
+    }
+    if (s) {
+        drop_plan(dit);
+        return s;
+    }
+    dit->plan = p;
+    dit->layout_key = key;
+    dit->max_memory = max_memory;
+    if (plan)
+        *plan = p;
+    return DFCL_OK;
+}
+
+void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size) {
+    const double mib = 1048576.0;
+    if (size)
+        *buf = 0;
+    dfcl_append(buf, size, "weights      %9.1f MiB\n", (double)plan->weights / mib);
+    dfcl_append(buf, size, "activations  %9.1f MiB (batch %d, %s)\n", (double)plan->activations / mib, plan->max_batch,
+                plan->training ? "kept for backward" : "forward only");
+    dfcl_append(buf, size, "scratch      %9.1f MiB\n", (double)plan->scratch / mib);
+    dfcl_append(buf, size, "total        %9.1f MiB", (double)plan->total / mib);
+    if (dev && dev->memory)
+        dfcl_append(buf, size, " of %.1f MiB on %s", (double)dev->memory / mib, dev->name);
+    dfcl_append(buf, size, "\n");
+}
+
+/* ---- passes ---- */
+
+static dfcl_status check_batch(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, dfcl_error *err) {
+    if (!dit->plan.max_batch)
+        return dfcl_fail(err, DFCL_ERROR, "model: forward without a memory plan");
+    if (dit->layout_key != layout_key(dit)) {
+        /* gammas or the tap came or went since: the same plan for the new state */
+        dfcl_status s = dfcl_dit_plan(dit, dit->plan.max_batch, dit->plan.training, dit->max_memory, NULL, err);
+        if (s)
+            return s;
+    }
+    if (b->B < 1 || b->B > dit->plan.max_batch)
+        return dfcl_fail(err, DFCL_ERROR, "model: a batch of %d, planned for %d", b->B, dit->plan.max_batch);
+    for (int i = 0; i < b->B; i++) {
+        if (b->rows[i] < 0 || b->rows[i] >= dit->opt.class_rows)
+            return dfcl_fail(err, DFCL_ERROR, "model: class row %d of %d", (int)b->rows[i], dit->opt.class_rows);
+        if (b->dom && (b->dom[i] < 0 || b->dom[i] >= dit->opt.domains))
+            return dfcl_fail(err, DFCL_ERROR, "model: domain %d of %d", (int)b->dom[i], dit->opt.domains);
+    }
+    return DFCL_OK;
+}
+
+dfcl_status dfcl_dit_forward(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, bool keep, dfcl_error *err) {
+    dfcl_status s = check_batch(dit, b, err);
+    if (s)
+        return s;
+    if (keep && !dit->plan.training)
+        return dfcl_fail(err, DFCL_ERROR, "model: forward for training under a plan for inference");
+    dit->kept = false;
+    uint64_t n = (uint64_t)b->B * 4;
+    bool mixed = false; /* all in domain 0: kernels skip the lookup */
+    for (int i = 0; b->dom && i < b->B; i++)
+        mixed = mixed || b->dom[i];
+    if ((s = dfcl_write(dit->dev, dit->a.t, b->t, n, err)) || (s = dfcl_write(dit->dev, dit->a.rows, b->rows, n, err)) ||
+        (mixed && (s = dfcl_write(dit->dev, dit->a.dom, b->dom, n, err))))
+        return s;
+    struct dit_pass ps = {.ex = &dit->ex, .B = b->B, .M = b->B * dit->tokens, .x = b->x, .out = b->out,
+                          .dom = mixed ? dit->a.dom : DFCL_NO_REF, .keep = keep};
+    s = dit_forward_layers(dit, &ps, err);
+    dit->kept = keep && !s;
+    return s;
+}
+
+dfcl_status dfcl_dit_backward(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, struct dfcl_ref dout, dfcl_error *err) {
+    if (!dit->kept)
+        return dfcl_fail(err, DFCL_ERROR, "model: backward without a forward that kept its activations");
+    dit->kept = false;
+    if (!dit->trained_count)
+        return DFCL_OK;
+    struct dit_pass ps = {.ex = &dit->ex, .B = b->B, .M = b->B * dit->tokens, .x = b->x, .out = b->out, .dom = DFCL_NO_REF, .keep = true};
+    return dit_backward_layers(dit, &ps, dout, err);
+}
