@@ -97,10 +97,9 @@ static struct dfcl_param *add(struct dfcl_dit *dit, enum dfcl_param_kind kind, i
                               const int64_t *shape) {
     struct dfcl_param *p = &dit->params[dit->param_count];
     p->index = dit->param_count++;
-    if (block < 0)
-        snprintf(p->name, sizeof p->name, "%s", name);
-    else
-        snprintf(p->name, sizeof p->name, "blocks.%d.%s", block, name);
+    if (block >= 0)
+        dfcl_append(p->name, sizeof p->name, "blocks.%d.", block);
+    dfcl_append(p->name, sizeof p->name, "%s", name);
     p->kind = kind;
     p->block = block;
     p->ndim = ndim;
