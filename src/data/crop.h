@@ -1,0 +1,19 @@
+/* Resampling of 8-bit pictures and the centre crop that DiT's training data went through. */
+#ifndef DFCL_DATA_CROP_H
+#define DFCL_DATA_CROP_H
+
+#include "base/base.h"
+
+enum dfcl_filter { DFCL_FILTER_BOX, DFCL_FILTER_BICUBIC };
+
+/* src [h,w,c] -> dst [dh,dw,c], 8 bit, c 1..4. Separable: columns first, then rows, each rounded to 8 bit; shrinking widens the filter by the scale
+ * so that it averages (the convention of Pillow's resize). Bicubic is Keys' kernel with a = -1/2. */
+dfcl_status dfcl_resample(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, enum dfcl_filter filter,
+                          uint8_t *dst, int dw, int dh, dfcl_error *err);
+
+/* The centre crop of guided-diffusion (ADM), as used for DiT: halve with a box filter while the shorter side is at least 2 `side`; bicubic
+ * so that the shorter side is `side`; cut the centre. out [side,side,c]. */
+dfcl_status dfcl_center_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int side, uint8_t *out,
+                             dfcl_error *err);
+
+#endif

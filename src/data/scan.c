@@ -1,0 +1,208 @@
+#define _GNU_SOURCE
+#include "data/scan.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#define MAX_DEPTH 16 /* of folders below a class; also ends loops of links */
+#define MAX_CLASSES 100000
+
+static bool ends_with(const char *s, const char *tail) {
+    size_t n = strlen(s), m = strlen(tail);
+    return n >= m && !strcasecmp(s + n - m, tail);
+}
+
+static bool is_picture(const char *name) {
+    return ends_with(name, ".png") || ends_with(name, ".jpg") || ends_with(name, ".jpeg");
+}
+
+static dfcl_status add_item(const dfcl_context *ctx, struct dfcl_scan *scan, char *path, char *label_path, int label,
+                            dfcl_error *err) {
+    void *p = scan->items;
+    dfcl_status s = DFCL_OK;
+    if (scan->count >= UINT32_MAX - 1)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: more files than can be counted", path);
+    if (!s)
+        s = dfcl_grow(ctx, &p, &scan->cap, scan->count + 1, sizeof *scan->items, err);
+    scan->items = p;
+    if (s) {
+        dfcl_free(ctx, path);
+        dfcl_free(ctx, label_path);
+        return s;
+    }
+    scan->items[scan->count++] = (struct dfcl_scan_item){path, label_path, label};
+    return DFCL_OK;
+}
+
+/* Pictures of one folder and below, in byte order of their names. label < 0: only counts what is directly here. */
+static dfcl_status scan_pictures(const dfcl_context *ctx, struct dfcl_scan *scan, const char *dir, int label, int depth,
+                                 size_t *other, dfcl_error *err) {
+    struct dfcl_list list;
+    if (depth > MAX_DEPTH)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: folders nested more than %d deep", dir, MAX_DEPTH);
+    dfcl_status s = dfcl_list_dir(ctx, dir, &list, err);
+    for (size_t i = 0; !s && i < list.count; i++) {
+        char *path = dfcl_sprintf(ctx, err, "%s/%s", dir, list.names[i]);
+        if (!path) {
+            s = DFCL_NOMEM;
+            break;
+        }
+        enum dfcl_path_kind kind = dfcl_path_kind(path);
+        if (kind == DFCL_PATH_FILE && is_picture(path)) {
+            s = add_item(ctx, scan, path, NULL, label, err);
+            continue;
+        }
+        if (kind == DFCL_PATH_DIR)
+            s = scan_pictures(ctx, scan, path, label, depth + 1, other, err);
+        else
+            ++*other;
+        dfcl_free(ctx, path);
+    }
+    dfcl_list_free(ctx, &list);
+    return s;
+}
+
+/* The folder's own name, also for "." and paths that end in a slash. */
+static char *folder_name(const dfcl_context *ctx, const char *path, dfcl_error *err) {
+    char *real = realpath(path, NULL);
+    const char *base = real ? strrchr(real, '/') : NULL;
+    char *name = dfcl_strdup(ctx, base && base[1] ? base + 1 : "class", err);
+    free(real);
+    return name;
+}
+
+static dfcl_status scan_images(const dfcl_context *ctx, const char *path, const struct dfcl_list *top, struct dfcl_scan *out,
+                               dfcl_error *err) {
+    dfcl_status s = DFCL_OK;
+    size_t other = 0, folders = 0, here = 0;
+    for (size_t i = 0; !s && i < top->count; i++) {
+        char *sub = dfcl_sprintf(ctx, err, "%s/%s", path, top->names[i]);
+        if (!sub)
+            return DFCL_NOMEM;
+        if (dfcl_path_kind(sub) == DFCL_PATH_DIR) {
+            size_t before = out->count;
+            folders++;
+            if (out->classes.count >= MAX_CLASSES)
+                s = dfcl_fail(err, DFCL_FORMAT, "%s: more than %d sub-folders", path, MAX_CLASSES);
+            if (!s)
+                s = scan_pictures(ctx, out, sub, (int)out->classes.count, 1, &other, err);
+            if (!s && out->count == before)
+                s = dfcl_fail(err, DFCL_FORMAT, "%s: no PNG or JPEG pictures in this class folder", sub);
+            if (!s)
+                s = dfcl_list_add(ctx, &out->classes, top->names[i], err);
+        } else {
+            here += is_picture(sub);
+        }
+        dfcl_free(ctx, sub);
+    }
+    if (s)
+        return s;
+    if (!folders) {
+        s = scan_pictures(ctx, out, path, 0, MAX_DEPTH, &other, err);
+        char *name = s ? NULL : folder_name(ctx, path, err);
+        if (!s)
+            s = name ? dfcl_list_add(ctx, &out->classes, name, err) : DFCL_NOMEM;
+        dfcl_free(ctx, name);
+    } else if (here) {
+        dfcl_log(ctx, DFCL_LOG_WARN, "%s: %zu pictures beside the class folders are not used", path, here);
+    }
+    if (!s && !out->count)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected PNG or JPEG pictures, or class folders of them; found none among %zu entries",
+                      path, top->count);
+    if (!s && other)
+        dfcl_log(ctx, DFCL_LOG_WARN, "%s: %zu files are not PNG or JPEG pictures and are not used", path, other);
+    return s;
+}
+
+static dfcl_status read_names(const dfcl_context *ctx, const char *path, struct dfcl_list *out, dfcl_error *err) {
+    char *text;
+    size_t size;
+    dfcl_status s = dfcl_file_read(ctx, path, 16 << 20, &text, &size, err);
+    if (s)
+        return s;
+    for (char *p = text, *end; !s && *p; p = end) {
+        end = p + strcspn(p, "\n");
+        if (*end)
+            *end++ = 0;
+        p[strcspn(p, "\r")] = 0;
+        if (out->count >= MAX_CLASSES)
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: more than %d lines", path, MAX_CLASSES);
+        else
+            s = dfcl_list_add(ctx, out, p, err);
+    }
+    dfcl_free(ctx, text);
+    if (!s && !out->count)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected one class name a line, found an empty file", path);
+    return s;
+}
+
+static dfcl_status scan_latents(const dfcl_context *ctx, const char *path, const char *features, struct dfcl_scan *out,
+                                dfcl_error *err) {
+    size_t stem = strlen(features) - strlen("_features");
+    char *fdir = dfcl_sprintf(ctx, err, "%s/%s", path, features);
+    char *ldir = dfcl_sprintf(ctx, err, "%s/%.*s_labels", path, (int)stem, features);
+    char *names = dfcl_sprintf(ctx, err, "%s/class_names.txt", path);
+    struct dfcl_list list = {0};
+    dfcl_status s = fdir && ldir && names ? DFCL_OK : DFCL_NOMEM;
+    if (!s && dfcl_path_kind(ldir) != DFCL_PATH_DIR)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: latents need their labels in %s, which is not a folder", fdir, ldir);
+    if (!s)
+        s = dfcl_list_dir(ctx, fdir, &list, err);
+    for (size_t i = 0; !s && i < list.count; i++) {
+        if (!ends_with(list.names[i], ".npy"))
+            continue;
+        char *f = dfcl_sprintf(ctx, err, "%s/%s", fdir, list.names[i]);
+        char *l = dfcl_sprintf(ctx, err, "%s/%s", ldir, list.names[i]);
+        if (f && l) {
+            s = add_item(ctx, out, f, l, -1, err);
+            continue;
+        }
+        dfcl_free(ctx, f);
+        dfcl_free(ctx, l);
+        s = DFCL_NOMEM;
+    }
+    if (!s && !out->count)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected latents K.npy, found none among %zu entries", fdir, list.count);
+    if (!s && dfcl_path_kind(names) == DFCL_PATH_FILE)
+        s = read_names(ctx, names, &out->classes, err);
+    out->latent = true;
+    dfcl_list_free(ctx, &list);
+    dfcl_free(ctx, fdir);
+    dfcl_free(ctx, ldir);
+    dfcl_free(ctx, names);
+    return s;
+}
+
+dfcl_status dfcl_scan_folder(const dfcl_context *ctx, const char *path, struct dfcl_scan *out, dfcl_error *err) {
+    struct dfcl_list top;
+    memset(out, 0, sizeof *out);
+    dfcl_status s = dfcl_list_dir(ctx, path, &top, err);
+    if (s)
+        return s;
+    const char *features = NULL;
+    for (size_t i = 0; !s && i < top.count; i++) {
+        if (!ends_with(top.names[i], "_features"))
+            continue;
+        if (features)
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: expected one folder of latents, found %s and %s", path, features, top.names[i]);
+        features = top.names[i];
+    }
+    if (!s)
+        s = features ? scan_latents(ctx, path, features, out, err) : scan_images(ctx, path, &top, out, err);
+    dfcl_list_free(ctx, &top);
+    if (s)
+        dfcl_scan_free(ctx, out);
+    return s;
+}
+
+void dfcl_scan_free(const dfcl_context *ctx, struct dfcl_scan *scan) {
+    for (size_t i = 0; i < scan->count; i++) {
+        dfcl_free(ctx, scan->items[i].path);
+        dfcl_free(ctx, scan->items[i].label_path);
+    }
+    dfcl_free(ctx, scan->items);
+    dfcl_list_free(ctx, &scan->classes);
+    memset(scan, 0, sizeof *scan);
+}
