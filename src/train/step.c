@@ -1,0 +1,376 @@
+#include "train/step.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/philox.h"
+
+/* Places in the stepper's own arena. */
+struct buffers {
+    struct dfcl_ref ema, m, v;              /* [count] */
+    struct dfcl_ref x0, noise, xt;          /* [micro, n] */
+    struct dfcl_ref out, dout;              /* [micro, 2 n] */
+    struct dfcl_ref t, id;                  /* i32, u32 [micro] */
+    struct dfcl_ref table;
+    struct dfcl_ref losses; /* mse [batch] | vb [batch] | sum of squares, non-finite count: one read a step */
+    struct dfcl_ref scratch;
+};
+
+struct dfcl_stepper {
+    const dfcl_context *ctx;
+    struct dfcl_device *dev;
+    struct dfcl_dit *dit;
+    struct dfcl_exec ex;
+    struct dfcl_arena arena;
+    struct buffers b;
+    struct dfcl_plan plan;
+    int batch, micro, timesteps;
+    int n; /* values of one picture */
+    int64_t count;
+    struct dfcl_ref values, grads;
+    float *losses;   /* host copy: [2 batch + 2] */
+    float *t;        /* [micro] what the network sees */
+    uint32_t *id;    /* [micro] */
+};
+
+double dfcl_ema_decay(double decay, int64_t k, bool warmup) {
+    double w = (1.0 + (double)k) / (10.0 + (double)k);
+    return warmup && w < decay ? w : decay;
+}
+
+/* ---- memory ---- */
+
+/* The same order of allocations dry and for real. */
+static dfcl_status place(struct dfcl_stepper *st, int micro, dfcl_error *err) {
+    const uint64_t f = sizeof(float);
+    uint64_t count = (uint64_t)st->count * f, pass = (uint64_t)micro * (uint64_t)st->n * f;
+    struct {
+        struct dfcl_ref *ref;
+        uint64_t bytes;
+    } list[] = {
+        {&st->b.ema, count},
+        {&st->b.m, count},
+        {&st->b.v, count},
+        {&st->b.x0, pass},
+        {&st->b.noise, pass},
+        {&st->b.xt, pass},
+        {&st->b.out, 2 * pass},
+        {&st->b.dout, 2 * pass},
+        {&st->b.t, (uint64_t)micro * sizeof(int32_t)},
+        {&st->b.id, (uint64_t)micro * sizeof(uint32_t)},
+        {&st->b.table, (uint64_t)st->timesteps * DFCL_TAB_COUNT * f},
+        {&st->b.losses, (2 * (uint64_t)st->batch + 2) * f},
+        {&st->b.scratch, DFCL_MAX(st->ex.scratch_need, 16)},
+    };
+    for (size_t i = 0; i < DFCL_COUNT(list); i++) {
+        dfcl_status s = dfcl_arena_alloc(&st->arena, list[i].bytes, list[i].ref, err);
+        if (s)
+            return s;
+    }
+    return DFCL_OK;
+}
+
+/* ---- the ops of a step, dry or for real ---- */
+
+static dfcl_status run_noise(struct dfcl_stepper *st, int micro, const struct dfcl_step_batch *b, dfcl_error *err) {
+    struct dfcl_normal p = {.B = micro, .n = st->n, .seed = b->seed, .stream = DFCL_STREAM_NOISE, .step = b->step,
+                            .id = st->b.id, .out = st->b.noise};
+    return dfcl_run(&st->ex, &dfcl_op_normal, &p, err);
+}
+
+static dfcl_status run_q_sample(struct dfcl_stepper *st, int micro, dfcl_error *err) {
+    struct dfcl_q_sample p = {.B = micro, .n = st->n, .x0 = st->b.x0, .noise = st->b.noise, .t = st->b.t, .tab = st->b.table,
+                              .xt = st->b.xt};
+    return dfcl_run(&st->ex, &dfcl_op_q_sample, &p, err);
+}
+
+static dfcl_status run_loss(struct dfcl_stepper *st, int micro, int first, dfcl_error *err) {
+    struct dfcl_hybrid_loss p = {.B = micro, .n = st->n, .grad_scale = (float)(1.0 / st->batch), .x0 = st->b.x0,
+                                 .noise = st->b.noise, .xt = st->b.xt, .out = st->b.out, .t = st->b.t, .tab = st->b.table,
+                                 .dout = st->b.dout};
+    p.mse = dfcl_ref_at(st->b.losses, (uint64_t)first * sizeof(float));
+    p.vb = dfcl_ref_at(st->b.losses, (uint64_t)(st->batch + first) * sizeof(float));
+    return dfcl_run(&st->ex, &dfcl_op_hybrid_loss, &p, err);
+}
+
+static dfcl_status run_sumsq(struct dfcl_stepper *st, dfcl_error *err) {
+    struct dfcl_sumsq p = {.n = st->count, .x = st->grads, .out = dfcl_ref_at(st->b.losses, 2 * (uint64_t)st->batch * sizeof(float))};
+    return dfcl_run(&st->ex, &dfcl_op_sumsq, &p, err);
+}
+
+static dfcl_status run_update(struct dfcl_stepper *st, const struct dfcl_step_hyper *h, double grad_scale, dfcl_error *err) {
+    struct dfcl_adamw a = {.n = st->count, .lr = (float)h->lr, .beta1 = (float)h->beta1, .beta2 = (float)h->beta2, .eps = (float)h->eps,
+                           .wd = (float)h->weight_decay, .grad_scale = (float)grad_scale, .c1 = 1.0 - pow(h->beta1, (double)h->k),
+                           .c2 = 1.0 - pow(h->beta2, (double)h->k), .p = st->values, .g = st->grads, .m = st->b.m, .v = st->b.v};
+    struct dfcl_ema e = {.n = st->count, .decay = (float)h->ema_decay, .ema = st->b.ema, .p = st->values};
+    dfcl_status s = dfcl_run(&st->ex, &dfcl_op_adamw, &a, err);
+    return s ? s : dfcl_run(&st->ex, &dfcl_op_ema, &e, err);
+}
+
+/* What the stepper's own ops need beside their tensors. */
+static dfcl_status size_scratch(struct dfcl_stepper *st, int micro, dfcl_error *err) {
+    struct dfcl_step_batch b = {0};
+    struct dfcl_step_hyper h = {.k = 1};
+    st->ex.dry = true;
+    dfcl_status s = run_noise(st, micro, &b, err);
+    if (!s)
+        s = run_q_sample(st, micro, err);
+    if (!s)
+        s = run_loss(st, micro, 0, err);
+    if (!s)
+        s = run_sumsq(st, err);
+    if (!s)
+        s = run_update(st, &h, 1.0, err);
+    st->ex.dry = false;
+    return s;
+}
+
+/* Bytes the stepper itself wants at this size of a pass. The first placement gives the refs that the dry run of the ops looks at, the second
+ * counts their scratch as well. */
+static dfcl_status dry_run(struct dfcl_stepper *st, int micro, uint64_t *bytes, dfcl_error *err) {
+    st->ex.scratch_need = 0;
+    dfcl_arena_reset(&st->arena);
+    dfcl_status s = place(st, micro, err);
+    if (!s)
+        s = size_scratch(st, micro, err);
+    if (!s) {
+        dfcl_arena_reset(&st->arena);
+        s = place(st, micro, err);
+    }
+    *bytes = st->arena.total;
+    return s;
+}
+
+/* ---- create ---- */
+
+static dfcl_status choose_micro(struct dfcl_stepper *st, int asked, uint64_t max_memory, uint64_t *own, dfcl_error *err) {
+    uint64_t room = max_memory ? max_memory : st->dev->info.memory;
+    dfcl_status s = DFCL_OK;
+    for (int d = 1; d <= st->batch; d++) {
+        int micro = asked ? asked : st->batch / d;
+        if (!asked && st->batch % d)
+            continue;
+        st->micro = micro;
+        s = dry_run(st, micro, own, err);
+        if (!s)
+            s = dfcl_dit_plan_only(st->dit, micro, true, &st->plan, err);
+        if (s || asked || !room || st->plan.total + *own <= room)
+            return s;
+    }
+    return s; /* one sample does not fit: dfcl_dit_plan says so, with the numbers */
+}
+
+dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit, const struct dfcl_stepper_options *opt,
+                                dfcl_error *err) {
+    *out = NULL;
+    if (opt->batch < 1 || opt->micro < 0 || (opt->micro && opt->batch % opt->micro))
+        return dfcl_fail(err, DFCL_USAGE, "batch %d: expected a micro-batch that divides it, found %d", opt->batch, opt->micro);
+    struct dfcl_device *dev = dfcl_dit_device(dit);
+    struct dfcl_stepper *st = dfcl_calloc(dev->ctx, 1, sizeof *st, err);
+    if (!st)
+        return DFCL_NOMEM;
+    const struct dfcl_dit_config *cfg = dfcl_dit_get_config(dit);
+    dfcl_status s = DFCL_OK;
+    uint64_t own = 0;
+    st->ctx = dev->ctx;
+    st->dev = dev;
+    st->dit = dit;
+    st->ex.dev = dev;
+    st->batch = opt->batch;
+    st->timesteps = opt->timesteps;
+    st->n = cfg->channels * cfg->input * cfg->input;
+    dfcl_arena_init(&st->arena, dev, "training");
+    st->count = dfcl_dit_trained(dit, &st->values, &st->grads);
+    if (st->count < 1) {
+        s = dfcl_fail(err, DFCL_USAGE, "nothing to train: the method selects no parameter of this model");
+        goto out;
+    }
+    s = choose_micro(st, opt->micro, opt->max_memory, &own, err);
+    if (s)
+        goto out;
+    uint64_t rest = 0;
+    if (opt->max_memory || dev->info.memory) {
+        uint64_t room = opt->max_memory ? opt->max_memory : dev->info.memory;
+        rest = room > own ? room - own : 1;
+    }
+    s = dfcl_dit_plan(dit, st->micro, true, rest, &st->plan, err);
+    if (s)
+        goto out;
+    s = dfcl_arena_commit(&st->arena, err);
+    if (!s)
+        s = place(st, st->micro, err);
+    if (s)
+        goto out;
+    st->ex.scratch = st->b.scratch;
+    st->losses = dfcl_calloc(st->ctx, 2 * (size_t)st->batch + 2, sizeof(float), err);
+    st->t = dfcl_calloc(st->ctx, (size_t)st->micro, sizeof(float), err);
+    st->id = dfcl_calloc(st->ctx, (size_t)st->micro, sizeof(uint32_t), err);
+    if (!st->losses || !st->t || !st->id) {
+        s = DFCL_NOMEM;
+        goto out;
+    }
+    uint64_t bytes = (uint64_t)st->count * sizeof(float);
+    s = dfcl_write(dev, st->b.table, opt->table, (uint64_t)opt->timesteps * DFCL_TAB_COUNT * sizeof(float), err);
+    if (!s)
+        s = dfcl_fill(dev, st->b.m, 0, bytes, err);
+    if (!s)
+        s = dfcl_fill(dev, st->b.v, 0, bytes, err);
+    if (!s)
+        s = dfcl_copy(dev, st->b.ema, st->values, bytes, err);
+out:
+    if (s)
+        dfcl_stepper_destroy(&st);
+    *out = st;
+    return s;
+}
+
+void dfcl_stepper_destroy(struct dfcl_stepper **stp) {
+    struct dfcl_stepper *st = *stp;
+    if (!st)
+        return;
+    dfcl_arena_finish(&st->arena);
+    dfcl_free(st->ctx, st->losses);
+    dfcl_free(st->ctx, st->t);
+    dfcl_free(st->ctx, st->id);
+    dfcl_free(st->ctx, st);
+    *stp = NULL;
+}
+
+int dfcl_stepper_micro(const struct dfcl_stepper *st) {
+    return st->micro;
+}
+
+const struct dfcl_plan *dfcl_stepper_plan(const struct dfcl_stepper *st, uint64_t *own_bytes) {
+    *own_bytes = st->arena.total;
+    return &st->plan;
+}
+
+int64_t dfcl_stepper_count(const struct dfcl_stepper *st) {
+    return st->count;
+}
+
+struct dfcl_ref dfcl_stepper_array(const struct dfcl_stepper *st, enum dfcl_step_array which) {
+    switch (which) {
+    case DFCL_STEP_VALUES: return st->values;
+    case DFCL_STEP_GRADS: return st->grads;
+    case DFCL_STEP_EMA: return st->b.ema;
+    case DFCL_STEP_M: return st->b.m;
+    case DFCL_STEP_V: return st->b.v;
+    }
+    return DFCL_NO_REF;
+}
+
+/* ---- a step ---- */
+
+static dfcl_status pass(struct dfcl_stepper *st, const struct dfcl_step_batch *b, int first, dfcl_error *err) {
+    const uint64_t bytes = (uint64_t)st->micro * (uint64_t)st->n * sizeof(float);
+    const size_t at = (size_t)first * (size_t)st->n;
+    struct dfcl_device *dev = st->dev;
+    for (int i = 0; i < st->micro; i++) {
+        if (b->t[first + i] < 0 || b->t[first + i] >= st->timesteps)
+            return dfcl_fail(err, DFCL_USAGE, "timestep %d: expected 0 to %d", b->t[first + i], st->timesteps - 1);
+        st->t[i] = (float)b->t[first + i];
+        st->id[i] = (uint32_t)(b->first + (uint64_t)(first + i));
+    }
+    dfcl_status s = dfcl_write(dev, st->b.x0, b->x0 + at, bytes, err);
+    if (!s)
+        s = dfcl_write(dev, st->b.t, b->t + first, (uint64_t)st->micro * sizeof(int32_t), err);
+    if (!s && b->noise)
+        s = dfcl_write(dev, st->b.noise, b->noise + at, bytes, err);
+    if (!s && !b->noise) {
+        s = dfcl_write(dev, st->b.id, st->id, (uint64_t)st->micro * sizeof(uint32_t), err);
+        if (!s)
+            s = run_noise(st, st->micro, b, err);
+    }
+    if (!s)
+        s = run_q_sample(st, st->micro, err);
+    if (s)
+        return s;
+    struct dfcl_dit_batch db = {.B = st->micro, .t = st->t, .rows = b->rows + first, .x = st->b.xt, .out = st->b.out};
+    s = dfcl_dit_forward(st->dit, &db, true, err);
+    if (!s)
+        s = run_loss(st, st->micro, first, err);
+    if (!s)
+        s = dfcl_dit_backward(st->dit, &db, st->b.dout, err);
+    return s ? s : dfcl_flush(dev, err);
+}
+
+dfcl_status dfcl_step_gradients(struct dfcl_stepper *st, const struct dfcl_step_batch *batch, dfcl_error *err) {
+    dfcl_status s = dfcl_fill(st->dev, st->grads, 0, (uint64_t)st->count * sizeof(float), err);
+    for (int first = 0; !s && first < st->batch; first += st->micro)
+        s = pass(st, batch, first, err);
+    return s ? s : run_sumsq(st, err);
+}
+
+dfcl_status dfcl_step_update(struct dfcl_stepper *st, const struct dfcl_step_hyper *hyper, struct dfcl_step_result *result,
+                             dfcl_error *err) {
+    memset(result, 0, sizeof *result);
+    dfcl_status s = dfcl_read(st->dev, st->losses, st->b.losses, (2 * (uint64_t)st->batch + 2) * sizeof(float), err);
+    if (s)
+        return s;
+    for (int i = 0; i < st->batch; i++) {
+        result->mse += st->losses[i];
+        result->vb += st->losses[st->batch + i];
+    }
+    result->mse /= st->batch;
+    result->vb /= st->batch;
+    result->loss = result->mse + result->vb;
+    result->grad_norm = sqrt((double)st->losses[2 * st->batch]);
+    result->finite = isfinite(result->loss) && isfinite(result->grad_norm) && st->losses[2 * st->batch + 1] == 0.0f;
+    if (!result->finite)
+        return DFCL_OK;
+    double scale = 1.0;
+    if (hyper->clip > 0.0 && result->grad_norm > hyper->clip)
+        scale = hyper->clip / (result->grad_norm + 1e-6);
+    s = run_update(st, hyper, scale, err);
+    return s ? s : dfcl_dit_refresh(st->dit, err);
+}
+
+dfcl_status dfcl_train_step(struct dfcl_stepper *st, const struct dfcl_step_batch *batch, const struct dfcl_step_hyper *hyper,
+                            struct dfcl_step_result *result, dfcl_error *err) {
+    dfcl_status s = dfcl_step_gradients(st, batch, err);
+    return s ? s : dfcl_step_update(st, hyper, result, err);
+}
+
+void dfcl_step_losses(const struct dfcl_stepper *st, const float **mse, const float **vb) {
+    *mse = st->losses;
+    *vb = st->losses + st->batch;
+}
+
+void dfcl_step_tensors(const struct dfcl_stepper *st, struct dfcl_ref *xt, struct dfcl_ref *out, struct dfcl_ref *dout) {
+    *xt = st->b.xt;
+    *out = st->b.out;
+    *dout = st->b.dout;
+}
+
+dfcl_status dfcl_step_first_bad(struct dfcl_stepper *st, const char **name, dfcl_error *err) {
+    int count;
+    const struct dfcl_param *p = dfcl_dit_params(st->dit, &count);
+    *name = NULL;
+    for (int i = 0; i < count && !*name; i++) {
+        if (!p[i].trained)
+            continue;
+        float *g = dfcl_calloc(st->ctx, (size_t)p[i].count, sizeof *g, err);
+        if (!g)
+            return DFCL_NOMEM;
+        dfcl_status s = dfcl_read(st->dev, g, dfcl_ref_at(st->grads, (uint64_t)p[i].trained_off * sizeof *g),
+                                  (uint64_t)p[i].count * sizeof *g, err);
+        for (int64_t k = 0; !s && k < p[i].count && !*name; k++)
+            if (!isfinite(g[k]))
+                *name = p[i].name;
+        dfcl_free(st->ctx, g);
+        if (s)
+            return s;
+    }
+    return DFCL_OK;
+}
+
+dfcl_status dfcl_stepper_swap_ema(struct dfcl_stepper *st, dfcl_error *err) {
+    uint64_t bytes = (uint64_t)st->count * sizeof(float);
+    dfcl_status s = dfcl_copy(st->dev, st->grads, st->values, bytes, err);
+    if (!s)
+        s = dfcl_copy(st->dev, st->values, st->b.ema, bytes, err);
+    if (!s)
+        s = dfcl_copy(st->dev, st->b.ema, st->grads, bytes, err);
+    return s ? s : dfcl_dit_refresh(st->dit, err);
+}
