@@ -13,16 +13,24 @@ struct dfcl_delta {
     struct dfcl_tensor_file *file;
     char *path;
     bool plain;           /* a plain state dict with gamma keys (the published PyTorch reproduction): no metadata */
-    char method[24], gamma_sites[48], gamma_blocks[64];
+    char method[24], gamma_sites[48], gamma_blocks[256];
     char base_hash[65];   /* "" when unknown */
     double pos_base;      /* -1 when unknown */
     int input;            /* resolution it was trained at; 0 unknown */
-    int classes;          /* of its class table; -1: the base's table is used */
+    int classes;          /* of its class table; -1: it has none, the base's is used */
+    bool own_classes;     /* the table was rebuilt for other classes than the base's; false: row i belongs to the base's class i */
     char **class_names;   /* or NULL */
     char *training;       /* JSON of the training summary, or NULL */
 };
 dfcl_status dfcl_delta_open(struct dfcl_delta **out, const dfcl_context *ctx, const char *path, dfcl_error *err);
 void dfcl_delta_close(struct dfcl_delta **delta);
+/* Every tensor must be a vector or the class table of the model whose table `dit` is, in its shape (plain state dicts: others are
+ * passed over). */
+dfcl_status dfcl_delta_check_shapes(const struct dfcl_delta *delta, struct dfcl_dit *dit, dfcl_error *err);
+/* Values of one tensor (freed with dfcl_free); *values NULL when the delta does not have it. */
+dfcl_status dfcl_delta_read(const struct dfcl_delta *delta, const char *name, float **values, dfcl_error *err);
+/* Value at strength s: base + s (value - base), for a gamma 1 + s (value - 1), exact at s = 1. */
+void dfcl_delta_blend(float *values, const float *base, int64_t count, float s);
 /* DFCL_FORMAT with both hashes unless equal, or force (then a warning is logged). */
 dfcl_status dfcl_delta_check_base(const struct dfcl_delta *delta, const char *base_hash, const char *base_path, bool force, dfcl_error *err);
 

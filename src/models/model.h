@@ -11,30 +11,37 @@
 #include <difffit-cl/model.h>
 
 struct dfcl_tensor_file;
-struct dfcl_sha256;
+struct dfcl_st_writer;
+
+#define DFCL_BASE_FORMAT "difffit-cl base 1"
 
 /* ---- the base on disk ---- */
 
 struct dfcl_base {
     const dfcl_context *ctx;
-    struct dfcl_tensor_file *file; /* NULL after dfcl_base_release */
+    struct dfcl_tensor_file *file; /* NULL once the model is on its device */
     char *path;
+    struct dfcl_device *host;      /* lends its table of parameters: names and shapes need no memory of any device */
+    struct dfcl_dit *table;
     struct dfcl_dit_config cfg;    /* as used: `input` and `pos_base` reflect params.input */
     int file_input;                /* the file's own resolution; 0: it does not say */
+    bool gammas;                   /* the file has gammas: they are folded into the weights as these are read */
     char **class_names;            /* cfg.classes names, or NULL: the file names none */
 };
 /* Opens the container, finds the shape and checks that every tensor is there with the right shape. Values are not read yet. */
 dfcl_status dfcl_base_open(struct dfcl_base **out, const dfcl_context *ctx, const struct dfcl_model_params *params, dfcl_error *err);
 void dfcl_base_close(struct dfcl_base **base);
 
-/* Visits every tensor used, in byte order of its name, with its values as f32 (valid during the call), and computes the base hash
- * (docs/formats.md, "Base hash") in the same single pass over the file. Host memory: one tensor at a time; mapped pages are released behind.
+/* Visits every tensor used, in byte order of its name, with its values as f32 (valid during the call, may be changed), and computes the base
+ * hash (docs/formats.md, "Base hash": of the stored bytes) in the same single pass over the file. Gammas of the file are folded in. Host memory: one tensor at a time; mapped pages are released behind.
  * `visit` may be NULL (hash only); hash may be NULL (no hashing). */
-typedef dfcl_status (*dfcl_base_visit)(void *user, const char *name, const int64_t *shape, int ndim, int64_t count,
-                                       const float *values, dfcl_error *err);
+typedef dfcl_status (*dfcl_base_visit)(void *user, const struct dfcl_param *p, float *values, dfcl_error *err);
 dfcl_status dfcl_base_stream(struct dfcl_base *base, dfcl_base_visit visit, void *user, char hash[65], dfcl_error *err);
-/* One tensor as f32 by original name; *count values, freed with dfcl_free. */
-dfcl_status dfcl_base_read(struct dfcl_base *base, const char *name, float **values, int64_t *count, dfcl_error *err);
+/* One tensor as f32 by original name (in base->table), gammas folded in; freed with dfcl_free. */
+dfcl_status dfcl_base_read(struct dfcl_base *base, const char *name, float **values, dfcl_error *err);
+/* Rows of qkv, proj and fc2 (weight or bias) times the gammas of their outputs: folding, exact but for rounding. gamma[4] in
+ * the order gamma1, gamma2, attn.gamma1, attn.gamma2; NULL entries count as 1. */
+void dfcl_fold_gammas(const struct dfcl_param *p, const float *const gamma[4], float *values);
 
 /* ---- on the device ---- */
 
@@ -58,7 +65,7 @@ struct dfcl_model {
     int domain_count;        /* capacity, base included */
     int class_rows;          /* rows of the pool */
     /* A model opened for training: what its deltas say of themselves. "" otherwise. */
-    char method[24], gamma_sites[48], gamma_blocks[64];
+    char method[24], gamma_sites[48], gamma_blocks[256];
     bool table_rebuilt;      /* domain 0's class table is not the base's */
 };
 
@@ -87,6 +94,24 @@ dfcl_status dfcl_model_take_domain(dfcl_model *model, int rows, int *domain, dfc
  * names. `values`: flat trained array to use in place of the live one (the EMA), absent: live. dtype DFCL_F32, F16 or BF16. */
 dfcl_status dfcl_model_save(dfcl_model *model, const char *path, struct dfcl_ref values, enum dfcl_dtype dtype, dfcl_error *err);
 
+/* ---- writing a base ---- */
+
+/* "f32" (also NULL), "f16", "bf16". */
+dfcl_status dfcl_weight_dtype(const char *text, enum dfcl_dtype *out, dfcl_error *err);
+/* The parameters of a base without gammas in byte order of their names: the order of hashing, streaming and writing. Freed with dfcl_free. */
+dfcl_status dfcl_base_order(struct dfcl_dit *dit, struct dfcl_param ***out, int *count, dfcl_error *err);
+/* Metadata and all tensors of a base, in the order in which their values must follow: pos_embed, then dfcl_base_order.
+ * `dit` only lends its table. */
+dfcl_status dfcl_base_declare(struct dfcl_st_writer *w, struct dfcl_dit *dit, const struct dfcl_dit_config *cfg,
+                              const char *const *class_names, enum dfcl_dtype dtype, dfcl_error *err);
+dfcl_status dfcl_base_write_positions(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,
+                                      dfcl_error *err);
+
+/* ---- class names ---- */
+
+/* JSON array of n names (freed with dfcl_free), and back: *count names from an array of strings; DFCL_FORMAT otherwise, `what` named. */
+dfcl_status dfcl_names_json(const dfcl_context *ctx, char *const *names, int n, char **out, dfcl_error *err);
+dfcl_status dfcl_names_parse(const dfcl_context *ctx, const char *json, const char *what, char ***out, int *count, dfcl_error *err);
 /* Copies a list of names (NULL entries become ""). *out is NULL for names NULL. */
 dfcl_status dfcl_names_copy(const dfcl_context *ctx, const char *const *names, int n, char ***out, dfcl_error *err);
 void dfcl_names_free(const dfcl_context *ctx, char **names, int n);
