@@ -37,7 +37,7 @@ DFCL_FN float dfcl_wg_sum(float v, LOCAL_PTR float *s, int lid, int wg) {
         s[lid / DFCL_SG] = v;
     BARRIER();
     v = 0.0f;
-    for (int i = 0; i < wg / DFCL_SG; ++i)
+    for (int i = 0; i < (wg + DFCL_SG - 1) / DFCL_SG; ++i)
         v += s[i];
     return v;
 #else

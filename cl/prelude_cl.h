@@ -6,7 +6,22 @@
 #endif
 #pragma OPENCL FP_CONTRACT OFF
 
+#if defined(DFCL_SG) && (defined(cl_khr_subgroups) || defined(__opencl_c_subgroups))
+#ifdef cl_khr_subgroups
+#pragma OPENCL EXTENSION cl_khr_subgroups : enable
+#endif
+#define dfcl_sg_sum(x) sub_group_reduce_add(x)
+#define dfcl_sg_max(x) sub_group_reduce_max(x)
+#else
+#undef DFCL_SG
+#endif
+
+#if defined(DFCL_SG) && defined(cl_intel_required_subgroup_size)
+#define DFCL_KERNEL(X, Y, Z)                                                                                                       \
+    __kernel __attribute__((reqd_work_group_size(X, Y, Z))) __attribute__((intel_reqd_sub_group_size(DFCL_SG))) void
+#else
 #define DFCL_KERNEL(X, Y, Z) __kernel __attribute__((reqd_work_group_size(X, Y, Z))) void
+#endif
 #define GLOBAL __global
 #define LOCAL_ARRAY __local          /* declares: LOCAL_ARRAY float tile[16][65]; at the top of a kernel only */
 #define LOCAL_PTR __local            /* qualifies a pointer parameter of a helper function */
@@ -48,11 +63,3 @@ DFCL_FN ushort dfcl_f2h(float f) {
 #define GID(d) ((int)get_global_id(d))
 #define LSZ(d) ((int)get_local_size(d))
 #define BARRIER() barrier(CLK_LOCAL_MEM_FENCE)
-
-#if defined(DFCL_SG) && defined(cl_khr_subgroups)
-#pragma OPENCL EXTENSION cl_khr_subgroups : enable
-#define dfcl_sg_sum(x) sub_group_reduce_add(x)
-#define dfcl_sg_max(x) sub_group_reduce_max(x)
-#else
-#undef DFCL_SG
-#endif

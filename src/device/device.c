@@ -140,7 +140,6 @@ dfcl_status dfcl_device_open(dfcl_device **out, const dfcl_context *ctx, const c
                 if (!s) {
                     (*out)->be = backends[i];
                     (*out)->ctx = ctx;
-                    (*out)->info = *info;
                     dfcl_error_clear(err);
                 }
                 break;

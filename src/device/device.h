@@ -93,7 +93,8 @@ struct dfcl_backend {
     dfcl_status (*list)(const dfcl_context *ctx,
                         dfcl_status (*add)(void *user, const struct dfcl_device_info *info, dfcl_error *err), void *user,
                         dfcl_error *err);
-    /* Opens what `info.selector` names; allocates and fills *out (whose first member is struct dfcl_device). */
+    /* Opens what `info.selector` names; allocates *out (whose first member is struct dfcl_device) and copies `info` into it, corrected by
+     * what only an open device can tell. */
     dfcl_status (*open)(struct dfcl_device **out, const dfcl_context *ctx, const struct dfcl_device_info *info, dfcl_error *err);
     void (*close)(struct dfcl_device *dev);
     dfcl_status (*mem_create)(struct dfcl_device *dev, uint64_t size, struct dfcl_mem **out, dfcl_error *err);
@@ -118,7 +119,7 @@ struct dfcl_device {
     struct dfcl_device_info info;
     uint64_t used, peak;
     char variant_mask[256]; /* "" : no restriction */
-    int cpu_features;       /* reserved for backends on CPUs */
+    int cpu_features;       /* enum dfcl_cpu_feature (device/cpu.h) when info.type is DFCL_DEVICE_CPU, else 0 */
 };
 struct dfcl_mem {
     uint64_t size;
@@ -129,9 +130,6 @@ struct dfcl_mem {
 
 extern const struct dfcl_backend dfcl_backend_host;
 extern const struct dfcl_backend dfcl_backend_opencl;
-
-/* Kernel text built into the library by tools/embed.c: prelude + file, by stem ("linear"). NULL when unknown. */
-const char *dfcl_kernel_source(const char *stem, size_t *size);
 
 /* True when the device's variant mask lets a variant of this name be chosen. */
 bool dfcl_device_allows(const struct dfcl_device *dev, const char *variant);

@@ -27,11 +27,11 @@ static dfcl_status host_list(const dfcl_context *ctx,
 }
 
 static dfcl_status host_open(struct dfcl_device **out, const dfcl_context *ctx, const struct dfcl_device_info *info, dfcl_error *err) {
-    (void)info;
     *out = dfcl_calloc(ctx, 1, sizeof **out, err);
     if (!*out)
         return DFCL_NOMEM;
     (*out)->ctx = ctx;
+    (*out)->info = *info;
     return DFCL_OK;
 }
 
