@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/philox.h"
+#include "diffusion/schedule.h"
 
 /* Places in the stepper's own arena. */
 struct buffers {
@@ -26,6 +27,7 @@ struct dfcl_stepper {
     struct dfcl_plan plan;
     int batch, micro, timesteps;
     int n; /* values of one picture */
+    uint64_t room; /* bytes that the model may plan with; 0: unknown */
     int64_t count;
     struct dfcl_ref values, grads;
     float *losses;   /* host copy: [2 batch + 2] */
@@ -160,6 +162,24 @@ static dfcl_status choose_micro(struct dfcl_stepper *st, int asked, uint64_t max
     return s; /* one sample does not fit: dfcl_dit_plan says so, with the numbers */
 }
 
+static dfcl_status write_table(struct dfcl_stepper *st, const float *table, dfcl_error *err) {
+    struct dfcl_schedule sched = {0};
+    size_t n = (size_t)st->timesteps * DFCL_TAB_COUNT;
+    float *own = NULL;
+    dfcl_status s = DFCL_OK;
+    if (!table) {
+        own = dfcl_calloc(st->ctx, n, sizeof *own, err);
+        s = own ? dfcl_schedule_train(&sched, st->ctx, err) : DFCL_NOMEM;
+        if (!s)
+            dfcl_schedule_table(&sched, own);
+    }
+    if (!s)
+        s = dfcl_write(st->dev, st->b.table, table ? table : own, n * sizeof *own, err);
+    dfcl_schedule_finish(&sched);
+    dfcl_free(st->ctx, own);
+    return s;
+}
+
 dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit, const struct dfcl_stepper_options *opt,
                                 dfcl_error *err) {
     *out = NULL;
@@ -177,7 +197,7 @@ dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit,
     st->dit = dit;
     st->ex.dev = dev;
     st->batch = opt->batch;
-    st->timesteps = opt->timesteps;
+    st->timesteps = opt->table ? opt->timesteps : DFCL_TRAIN_STEPS;
     st->n = cfg->channels * cfg->input * cfg->input;
     dfcl_arena_init(&st->arena, dev, "training");
     st->count = dfcl_dit_trained(dit, &st->values, &st->grads);
@@ -188,12 +208,11 @@ dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit,
     s = choose_micro(st, opt->micro, opt->max_memory, &own, err);
     if (s)
         goto out;
-    uint64_t rest = 0;
     if (opt->max_memory || dev->info.memory) {
         uint64_t room = opt->max_memory ? opt->max_memory : dev->info.memory;
-        rest = room > own ? room - own : 1;
+        st->room = room > own ? room - own : 1;
     }
-    s = dfcl_dit_plan(dit, st->micro, true, rest, &st->plan, err);
+    s = dfcl_stepper_replan(st, err);
     if (s)
         goto out;
     s = dfcl_arena_commit(&st->arena, err);
@@ -210,7 +229,7 @@ dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit,
         goto out;
     }
     uint64_t bytes = (uint64_t)st->count * sizeof(float);
-    s = dfcl_write(dev, st->b.table, opt->table, (uint64_t)opt->timesteps * DFCL_TAB_COUNT * sizeof(float), err);
+    s = write_table(st, opt->table, err);
     if (!s)
         s = dfcl_fill(dev, st->b.m, 0, bytes, err);
     if (!s)
@@ -222,6 +241,10 @@ out:
         dfcl_stepper_destroy(&st);
     *out = st;
     return s;
+}
+
+dfcl_status dfcl_stepper_replan(struct dfcl_stepper *st, dfcl_error *err) {
+    return dfcl_dit_plan(st->dit, st->micro, true, st->room, &st->plan, err);
 }
 
 void dfcl_stepper_destroy(struct dfcl_stepper **stp) {

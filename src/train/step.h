@@ -14,7 +14,7 @@ struct dfcl_stepper_options {
     int batch;           /* samples per step */
     int micro;           /* samples per pass, divides batch; 0: the largest that fits (see dfcl_stepper_create) */
     uint64_t max_memory; /* bytes on the device for everything, weights included; 0: the device's memory */
-    const float *table;  /* [timesteps][DFCL_TAB_COUNT], copied to the device */
+    const float *table;  /* [timesteps][DFCL_TAB_COUNT], copied to the device; NULL: the 1000 steps of training */
     int timesteps;
 };
 
@@ -74,6 +74,9 @@ int64_t dfcl_stepper_count(const struct dfcl_stepper *st);
 struct dfcl_ref dfcl_stepper_array(const struct dfcl_stepper *st, enum dfcl_step_array which);
 /* Exchanges the live values and the moving average (the gradients are used as room in between) and refreshes packed weights. Twice is nothing. */
 dfcl_status dfcl_stepper_swap_ema(struct dfcl_stepper *st, dfcl_error *err);
+
+/* Takes the training plan again after the model was used for something else (sampling plans its own). */
+dfcl_status dfcl_stepper_replan(struct dfcl_stepper *st, dfcl_error *err);
 
 /* decay of the moving average at update k >= 1: min(decay, (1 + k) / (10 + k)), or decay without warm-up. */
 double dfcl_ema_decay(double decay, int64_t k, bool warmup);
