@@ -3,10 +3,6 @@
 
 #include "ops/ops.h"
 
-static bool always(const struct dfcl_device *dev, const void *params) {
-    return true;
-}
-
 /* ---- reference ---- */
 
 static double act_value(enum dfcl_act act, double x) {
@@ -63,10 +59,10 @@ static double bwd_bytes(const void *params) {
 }
 
 static const struct dfcl_variant fwd_variants[] = {
-    {.name = "host", .supports = always, .launch = act_fwd_host},
+    {.name = "host", .supports = dfcl_supports_host, .launch = act_fwd_host},
 };
 static const struct dfcl_variant bwd_variants[] = {
-    {.name = "host", .supports = always, .launch = act_bwd_host},
+    {.name = "host", .supports = dfcl_supports_host, .launch = act_bwd_host},
 };
 
 const struct dfcl_op dfcl_op_act_fwd = {

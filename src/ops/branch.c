@@ -1,10 +1,6 @@
 /* A residual branch with adaLN's gate and DiffFit's gammas: the unfused forward, and the backward with its reductions. */
 #include "ops/ops.h"
 
-static bool always(const struct dfcl_device *dev, const void *params) {
-    return true;
-}
-
 /* ---- reference ---- */
 
 static const float *vec_of(const struct dfcl_device *dev, struct dfcl_vec v, int dom) {
@@ -85,10 +81,10 @@ static double bwd_bytes(const void *params) {
 }
 
 static const struct dfcl_variant fwd_variants[] = {
-    {.name = "host", .supports = always, .launch = gated_residual_host},
+    {.name = "host", .supports = dfcl_supports_host, .launch = gated_residual_host},
 };
 static const struct dfcl_variant bwd_variants[] = {
-    {.name = "host", .supports = always, .launch = branch_bwd_host},
+    {.name = "host", .supports = dfcl_supports_host, .launch = branch_bwd_host},
 };
 
 const struct dfcl_op dfcl_op_gated_residual = {

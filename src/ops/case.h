@@ -17,6 +17,7 @@ enum dfcl_case_fill {
 struct dfcl_case_tensor {
     size_t ref_offset; /* offsetof(params, ref) */
     size_t also_offset; /* 0: none; a second ref of the parameters that gets the same place (in-place use) */
+    uint32_t align;      /* bytes; the harness draws odd multiples of it as offsets. 0: 4, what an op must accept unless it says more */
     enum dfcl_dtype dtype;
     uint64_t count;
     enum dfcl_case_use use;
@@ -40,10 +41,12 @@ struct dfcl_case {
     int owned_count;
     uint64_t seed;   /* chosen by the harness; a generator may draw odd sizes from it */
     bool broken;     /* a generator ran out of room or memory */
-    /* Finite-difference check (backward ops), optional: loss = sum(weight * forward output); see tests/check. */
 };
+/* Makes case `index` of the op from the seed. DFCL_ERROR when the generator failed. Ends with dfcl_case_finish either way. */
+dfcl_status dfcl_case_make(struct dfcl_case *c, const struct dfcl_op *op, int index, uint64_t seed, dfcl_error *err);
 
-/* Adds a tensor behind a ref of the parameters; returns it so that fill/tol can be set. */
+/* Adds a tensor behind a ref of the parameters; returns it so that fill/tol can be set. The ref is made present (dfcl_dry_mem), so that
+ * supports(), scratch(), flops() and bytes() can be asked of c->params. */
 struct dfcl_case_tensor *dfcl_case_add(struct dfcl_case *c, const char *name, const void *ref_in_params, enum dfcl_dtype dtype,
                                        uint64_t count, enum dfcl_case_use use);
 /* Lets a second ref of the parameters name the same memory as `t`. */
@@ -54,12 +57,16 @@ void dfcl_case_finish(struct dfcl_case *c);
 
 struct dfcl_case_result {
     double worst; /* worst |got-want| / (tol * (|want| + max|want|)); <= 1 passes */
-    char detail[256];
+    char detail[512]; /* of the worst value or the first damage: tensor, index, got, wanted, seed, shape */
 };
-/* Runs `variant` on dev against the reference on `host`. DFCL_OK and worst <= 1: passed. */
+/* The contents a tensor starts with, `count` elements; also what the finite-difference tests draw from. `number`: the tensor's place. */
+dfcl_status dfcl_case_fill(const dfcl_context *ctx, const struct dfcl_case_tensor *t, int number, uint64_t seed, void *out,
+                           dfcl_error *err);
+/* Runs `variant` on dev, twice, against the reference on `host`. DFCL_OK and worst <= 1: passed. worst is infinite when the two runs differ by
+ * a bit, a byte outside the outputs changed, a NaN came or went, or a poisoned value was left where the reference writes (or the reverse). */
 dfcl_status dfcl_case_check(struct dfcl_case *c, struct dfcl_device *dev, const struct dfcl_variant *variant,
                             struct dfcl_device *host, struct dfcl_case_result *out, dfcl_error *err);
-/* Seconds per launch: `repeat` timings of enough launches to last `min_seconds` in all. */
+/* Seconds per launch to seconds[0..repeat): `repeat` timings of enough launches to last `min_seconds` in all. */
 dfcl_status dfcl_case_time(struct dfcl_case *c, struct dfcl_device *dev, const struct dfcl_variant *variant, int repeat,
                            double min_seconds, double *seconds, dfcl_error *err);
 

@@ -3,10 +3,6 @@
 
 #include "ops/ops.h"
 
-static bool always(const struct dfcl_device *dev, const void *params) {
-    return true;
-}
-
 /* ---- reference ---- */
 
 static dfcl_status ln_mod_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
@@ -102,10 +98,10 @@ static double bwd_bytes(const void *params) {
 }
 
 static const struct dfcl_variant fwd_variants[] = {
-    {.name = "host", .supports = always, .launch = ln_mod_host},
+    {.name = "host", .supports = dfcl_supports_host, .launch = ln_mod_host},
 };
 static const struct dfcl_variant bwd_variants[] = {
-    {.name = "host", .supports = always, .launch = ln_mod_bwd_host},
+    {.name = "host", .supports = dfcl_supports_host, .launch = ln_mod_bwd_host},
 };
 
 const struct dfcl_op dfcl_op_ln_mod = {

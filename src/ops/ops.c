@@ -40,10 +40,21 @@ const struct dfcl_op *const *dfcl_ops(int *count) {
     return table;
 }
 
+bool dfcl_supports_host(const struct dfcl_device *dev, const void *params) {
+    return !strcmp(dev->info.backend, "host");
+}
+bool dfcl_supports_kernels(const struct dfcl_device *dev, const void *params) {
+    return strcmp(dev->info.backend, "host") != 0;
+}
+bool dfcl_supports_cpu(const struct dfcl_device *dev, const void *params) {
+    return !strcmp(dev->info.backend, "opencl") && dev->info.type == DFCL_DEVICE_CPU;
+}
+
 const struct dfcl_variant *dfcl_op_choose(const struct dfcl_device *dev, const struct dfcl_op *op, const void *params) {
     for (int i = 0; i < op->variant_count; i++) {
         const struct dfcl_variant *v = &op->variants[i];
-        if (v->supports(dev, params) && (!strcmp(v->name, "host") || dfcl_device_allows(dev, v->name)))
+        bool reference = !strcmp(v->name, "host"); /* the only one on its backend, whatever the mask, and never anywhere else */
+        if (reference ? dfcl_supports_host(dev, params) : v->supports(dev, params) && dfcl_device_allows(dev, v->name))
             return v;
     }
     return NULL;

@@ -2,7 +2,8 @@
  * case generator for checks and benchmarks, flops and bytes. See docs/architecture.md, "Adding an op".
  *
  * Shapes: B samples, T rows per sample, M = B*T rows, N output and K input features. All f32 unless said. Row-major.
- * A sample is row / T for any T >= 1; tiles may straddle samples and domains.
+ * A sample is row / T for any T >= 1; tiles may straddle samples and domains. Refs are aligned to 4 bytes only (adaLN's chunks of odd widths)
+ * unless an op says more.
  * Gradients of parameters are always added to (+=): micro-batches and shared parameters sum up; the trainer clears them once a step.
  * Gradients of activations are written (=) unless said. Every sum has a fixed order: the same run gives the same bits. */
 #ifndef DFCL_OPS_OPS_H
@@ -296,6 +297,11 @@ extern const struct dfcl_op dfcl_op_class_embed, dfcl_op_class_embed_bwd;
 extern const struct dfcl_op dfcl_op_q_sample, dfcl_op_hybrid_loss;
 extern const struct dfcl_op dfcl_op_adamw, dfcl_op_ema, dfcl_op_axpby, dfcl_op_sumsq, dfcl_op_normal;
 extern const struct dfcl_op dfcl_op_guide, dfcl_op_ddpm_step, dfcl_op_linear_step;
+
+/* supports() for the plain cases: the reference on `host`; any device with kernels; a CPU with kernels. */
+bool dfcl_supports_host(const struct dfcl_device *dev, const void *params);
+bool dfcl_supports_kernels(const struct dfcl_device *dev, const void *params);
+bool dfcl_supports_cpu(const struct dfcl_device *dev, const void *params);
 
 /* All of the above; the count goes to *count. */
 const struct dfcl_op *const *dfcl_ops(int *count);

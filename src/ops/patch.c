@@ -1,10 +1,6 @@
 /* Pictures to rows of patches and back: pure moves. */
 #include "ops/ops.h"
 
-static bool always(const struct dfcl_device *dev, const void *params) {
-    return true;
-}
-
 /* ---- reference ---- */
 
 static dfcl_status patchify_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
@@ -55,10 +51,10 @@ static double unpatchify_bytes(const void *params) {
 }
 
 static const struct dfcl_variant patchify_variants[] = {
-    {.name = "host", .supports = always, .launch = patchify_host},
+    {.name = "host", .supports = dfcl_supports_host, .launch = patchify_host},
 };
 static const struct dfcl_variant unpatchify_variants[] = {
-    {.name = "host", .supports = always, .launch = unpatchify_host},
+    {.name = "host", .supports = dfcl_supports_host, .launch = unpatchify_host},
 };
 
 const struct dfcl_op dfcl_op_patchify = {
