@@ -14,7 +14,7 @@ static void sanitize(char *s) {
     }
 }
 
-static void error_fill(dfcl_error *err, dfcl_status status, int native, const char *fmt, va_list ap) {
+static void DFCL_PRINTF(4, 0) error_fill(dfcl_error *err, dfcl_status status, int native, const char *fmt, va_list ap) {
     if (!err)
         return;
     /* The message may quote the one it replaces. */
