@@ -1,0 +1,193 @@
+#include "train/checkpoint.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/sha256.h"
+#include "formats/safetensors.h"
+
+#define STATE_FORMAT "difffit-cl checkpoint 1"
+#define CHUNK (1 << 20) /* values on the host at a time */
+
+static const struct {
+    const char *name;
+    enum dfcl_step_array which;
+} arrays[] = {{"values", DFCL_STEP_VALUES}, {"ema", DFCL_STEP_EMA}, {"exp_avg", DFCL_STEP_M}, {"exp_avg_sq", DFCL_STEP_V}};
+
+dfcl_status dfcl_checkpoint_layout(struct dfcl_dit *dit, char hex[65], dfcl_error *err) {
+    struct dfcl_sha256 h;
+    int count;
+    const struct dfcl_param *p = dfcl_dit_params(dit, &count);
+    dfcl_status s = dfcl_sha256_init(&h, err);
+    if (s)
+        return s;
+    for (int i = 0; i < count && !s; i++) {
+        char line[160];
+        if (!p[i].trained)
+            continue;
+        snprintf(line, sizeof line, "%s %" PRId64 " %" PRId64 "\n", p[i].name, p[i].trained_off, p[i].count);
+        s = dfcl_sha256_update(&h, line, strlen(line), err);
+    }
+    if (s) {
+        dfcl_sha256_abort(&h);
+        return s;
+    }
+    return dfcl_sha256_finish(&h, hex, err);
+}
+
+/* ---- state.json ---- */
+
+/* Doubles go as their bits: a decimal may come back as its neighbour. */
+static void add_double(cJSON *o, const char *name, double v) {
+    uint64_t bits;
+    char buf[24];
+    memcpy(&bits, &v, sizeof bits);
+    snprintf(buf, sizeof buf, "%016" PRIx64, bits);
+    if (name)
+        cJSON_AddStringToObject(o, name, buf);
+    else
+        cJSON_AddItemToArray(o, cJSON_CreateString(buf));
+}
+
+static bool get_double(const cJSON *v, double *out) {
+    uint64_t bits;
+    int used = 0;
+    if (!cJSON_IsString(v) || strlen(v->valuestring) != 16 || sscanf(v->valuestring, "%" SCNx64 "%n", &bits, &used) != 1 || used != 16)
+        return false;
+    memcpy(out, &bits, sizeof bits);
+    return true;
+}
+
+static dfcl_status write_state(const struct dfcl_run_dir *run, const char *path, const struct dfcl_train_state *st, dfcl_error *err) {
+    cJSON *o = cJSON_CreateObject(), *recent;
+    cJSON_AddStringToObject(o, "format", STATE_FORMAT);
+    cJSON_AddNumberToObject(o, "step", (double)st->step);
+    cJSON_AddNumberToObject(o, "skipped", (double)st->skipped);
+    cJSON_AddNumberToObject(o, "streak", st->streak);
+    cJSON_AddNumberToObject(o, "metrics_size", (double)st->metrics_size);
+    cJSON_AddNumberToObject(o, "events_size", (double)st->events_size);
+    cJSON_AddNumberToObject(o, "sum_steps", (double)st->sum_steps);
+    add_double(o, "sum_loss", st->sum_loss);
+    add_double(o, "sum_mse", st->sum_mse);
+    add_double(o, "sum_vb", st->sum_vb);
+    cJSON_AddNumberToObject(o, "recent_count", (double)st->recent_count);
+    recent = cJSON_AddArrayToObject(o, "recent");
+    int n = (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
+    for (int i = 0; recent && i < n; i++)
+        add_double(recent, NULL, st->recent[i]);
+    dfcl_status s = cJSON_GetArraySize(recent) == n ? dfcl_run_dir_write_json(run, path, o, err)
+                                                    : dfcl_fail(err, DFCL_NOMEM, "%s: out of host memory", path);
+    cJSON_Delete(o);
+    return s;
+}
+
+dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const char *dir, struct dfcl_train_state *st, dfcl_error *err) {
+    memset(st, 0, sizeof *st);
+    char *path = dfcl_sprintf(run->ctx, err, "%s/state.json", dir);
+    cJSON *o = NULL;
+    dfcl_status s = path ? dfcl_run_dir_read_json(run, path, &o, err) : DFCL_NOMEM;
+    if (s)
+        goto out;
+    const int64_t big = (int64_t)1 << 52;
+    int64_t streak, metrics, events;
+    const cJSON *format = dfcl_json_get(o, "format"), *recent = dfcl_json_get(o, "recent");
+    if (!cJSON_IsString(format) || strcmp(format->valuestring, STATE_FORMAT)) {
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected format \"%s\", found %.40s", path, STATE_FORMAT,
+                      cJSON_IsString(format) ? format->valuestring : "none");
+        goto out;
+    }
+    bool ok = dfcl_json_int(dfcl_json_get(o, "step"), 0, big, &st->step) &&
+              dfcl_json_int(dfcl_json_get(o, "skipped"), 0, st->step, &st->skipped) &&
+              dfcl_json_int(dfcl_json_get(o, "streak"), 0, 1 << 20, &streak) &&
+              dfcl_json_int(dfcl_json_get(o, "metrics_size"), 0, big, &metrics) &&
+              dfcl_json_int(dfcl_json_get(o, "events_size"), 0, big, &events) &&
+              dfcl_json_int(dfcl_json_get(o, "sum_steps"), 0, st->step, &st->sum_steps) &&
+              dfcl_json_int(dfcl_json_get(o, "recent_count"), 0, st->step, &st->recent_count) &&
+              get_double(dfcl_json_get(o, "sum_loss"), &st->sum_loss) && get_double(dfcl_json_get(o, "sum_mse"), &st->sum_mse) &&
+              get_double(dfcl_json_get(o, "sum_vb"), &st->sum_vb) && cJSON_IsArray(recent) &&
+              cJSON_GetArraySize(recent) == (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
+    int n = 0;
+    const cJSON *v;
+    if (ok) {
+        cJSON_ArrayForEach(v, recent) ok = ok && get_double(v, &st->recent[n++]);
+        st->streak = (int)streak;
+        st->metrics_size = (uint64_t)metrics;
+        st->events_size = (uint64_t)events;
+    }
+    if (!ok)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: a value is missing, or out of range", path);
+out:
+    cJSON_Delete(o);
+    dfcl_free(run->ctx, path);
+    return s;
+}
+
+/* ---- tensors ---- */
+
+static dfcl_status write_tensors(const dfcl_context *ctx, const char *path, struct dfcl_device *dev, const struct dfcl_stepper *st,
+                                 const char *layout, dfcl_error *err) {
+    struct dfcl_st_writer *w = NULL;
+    const int64_t count = dfcl_stepper_count(st);
+    float *buf = dfcl_calloc(ctx, CHUNK, sizeof *buf, err);
+    dfcl_status s = buf ? dfcl_st_writer_create(&w, ctx, path, err) : DFCL_NOMEM;
+    if (!s)
+        s = dfcl_st_writer_meta(w, "format", STATE_FORMAT, err);
+    if (!s)
+        s = dfcl_st_writer_meta(w, "layout", layout, err);
+    for (size_t i = 0; !s && i < DFCL_COUNT(arrays); i++)
+        s = dfcl_st_writer_tensor(w, arrays[i].name, DFCL_F32, &count, 1, err);
+    for (size_t i = 0; !s && i < DFCL_COUNT(arrays); i++)
+        for (int64_t at = 0; !s && at < count; at += CHUNK) {
+            uint64_t n = (uint64_t)DFCL_MIN(count - at, CHUNK);
+            s = dfcl_read(dev, buf, dfcl_ref_at(dfcl_stepper_array(st, arrays[i].which), (uint64_t)at * sizeof *buf), n * sizeof *buf, err);
+            if (!s)
+                s = dfcl_st_writer_f32(w, buf, (size_t)n, err);
+        }
+    if (!s)
+        s = dfcl_st_writer_finish(&w, err);
+    dfcl_st_writer_destroy(&w);
+    dfcl_free(ctx, buf);
+    return s;
+}
+
+dfcl_status dfcl_checkpoint_write(const dfcl_context *ctx, const struct dfcl_run_dir *run, const char *dir, struct dfcl_device *dev,
+                                  const struct dfcl_stepper *st, const char layout[65], const struct dfcl_train_state *state,
+                                  dfcl_error *err) {
+    char *tensors = dfcl_sprintf(ctx, err, "%s/tensors.safetensors", dir), *json = dfcl_sprintf(ctx, err, "%s/state.json", dir);
+    dfcl_status s = tensors && json ? write_tensors(ctx, tensors, dev, st, layout, err) : DFCL_NOMEM;
+    if (!s)
+        s = write_state(run, json, state, err);
+    dfcl_free(ctx, tensors);
+    dfcl_free(ctx, json);
+    return s;
+}
+
+dfcl_status dfcl_checkpoint_read_tensors(const dfcl_context *ctx, const char *dir, struct dfcl_device *dev, const struct dfcl_stepper *st,
+                                         const char layout[65], dfcl_error *err) {
+    struct dfcl_st *f = NULL;
+    const int64_t count = dfcl_stepper_count(st);
+    char *path = dfcl_sprintf(ctx, err, "%s/tensors.safetensors", dir);
+    float *buf = dfcl_calloc(ctx, CHUNK, sizeof *buf, err);
+    dfcl_status s = path && buf ? dfcl_st_open(&f, ctx, path, err) : DFCL_NOMEM;
+    if (!s && (!dfcl_st_meta(f, "layout") || strcmp(dfcl_st_meta(f, "layout"), layout)))
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: holds another set of trained parameters than this run's", path);
+    for (size_t i = 0; !s && i < DFCL_COUNT(arrays); i++) {
+        const struct dfcl_tensor_view *v = dfcl_st_find(f, arrays[i].name);
+        if (!v || v->dtype != DFCL_F32 || v->count != (uint64_t)count) {
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: expected tensor %s of %" PRId64 " F32 values", path, arrays[i].name, count);
+            break;
+        }
+        for (int64_t at = 0; !s && at < count; at += CHUNK) {
+            uint64_t n = (uint64_t)DFCL_MIN(count - at, CHUNK);
+            s = dfcl_view_read_f32(v, path, (uint64_t)at, n, buf, err);
+            if (!s)
+                s = dfcl_write(dev, dfcl_ref_at(dfcl_stepper_array(st, arrays[i].which), (uint64_t)at * sizeof *buf), buf, n * sizeof *buf, err);
+        }
+    }
+    dfcl_st_close(&f);
+    dfcl_free(ctx, buf);
+    dfcl_free(ctx, path);
+    return s;
+}

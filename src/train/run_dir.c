@@ -1,0 +1,286 @@
+#define _GNU_SOURCE
+#include "train/run_dir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/json.h"
+
+#define LOCK_NAME "lock"
+#define CHECKPOINTS "checkpoints"
+#define TMP_NAME ".tmp-step"
+#define MAX_JSON (16u << 20)
+
+char *dfcl_run_dir_path(const struct dfcl_run_dir *run, const char *name, dfcl_error *err) {
+    return dfcl_sprintf(run->ctx, err, "%s/%s", run->path, name);
+}
+
+static dfcl_status take_lock(struct dfcl_run_dir *run, dfcl_error *err) {
+    char *path = dfcl_run_dir_path(run, LOCK_NAME, err);
+    if (!path)
+        return DFCL_NOMEM;
+    dfcl_status s = DFCL_OK;
+    run->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (run->lock_fd < 0)
+        s = dfcl_fail_errno(err, path, "cannot create");
+    else if (flock(run->lock_fd, LOCK_EX | LOCK_NB) != 0)
+        s = errno == EWOULDBLOCK ? dfcl_fail(err, DFCL_ERROR, "%s: another process is training in this folder", run->path)
+                                 : dfcl_fail_errno(err, path, "cannot lock");
+    dfcl_free(run->ctx, path);
+    return s;
+}
+
+static dfcl_status drop_leftovers(struct dfcl_run_dir *run, dfcl_error *err) {
+    char *path = dfcl_run_dir_path(run, CHECKPOINTS "/" TMP_NAME, err);
+    if (!path)
+        return DFCL_NOMEM;
+    dfcl_status s = dfcl_path_kind(path) == DFCL_PATH_NONE ? DFCL_OK : dfcl_remove_tree(run->ctx, path, err);
+    dfcl_free(run->ctx, path);
+    return s;
+}
+
+dfcl_status dfcl_run_dir_open(struct dfcl_run_dir *run, const dfcl_context *ctx, const char *path, bool resume, dfcl_error *err) {
+    memset(run, 0, sizeof *run);
+    run->ctx = ctx;
+    run->lock_fd = -1;
+    run->path = dfcl_strdup(ctx, path, err);
+    if (!run->path)
+        return DFCL_NOMEM;
+    dfcl_status s = dfcl_mkdirs(ctx, path, err);
+    if (!s)
+        s = take_lock(run, err);
+    if (!s && !resume) {
+        struct dfcl_list list;
+        s = dfcl_list_dir(ctx, path, &list, err);
+        for (size_t i = 0; !s && i < list.count; i++)
+            if (strcmp(list.names[i], LOCK_NAME))
+                s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new or empty folder for the run, found %s in it (resume the run, or choose "
+                              "another folder)", path, list.names[i]);
+        dfcl_list_free(ctx, &list);
+    }
+    if (!s)
+        s = drop_leftovers(run, err);
+    if (s)
+        dfcl_run_dir_close(run);
+    return s;
+}
+
+void dfcl_run_dir_close(struct dfcl_run_dir *run) {
+    if (!run->ctx)
+        return;
+    if (run->metrics)
+        fclose(run->metrics);
+    dfcl_events_close(&run->events);
+    if (run->lock_fd >= 0)
+        close(run->lock_fd); /* the lock goes with it; the file stays, since removing it would race with the next owner */
+    dfcl_free(run->ctx, run->path);
+    memset(run, 0, sizeof *run);
+    run->lock_fd = -1;
+}
+
+/* ---- logs ---- */
+
+static dfcl_status cut_off(const char *path, uint64_t size, dfcl_error *err) {
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return dfcl_fail_errno(err, path, "cannot open");
+    dfcl_status s = DFCL_OK;
+    off_t have = lseek(fd, 0, SEEK_END);
+    if (have < 0)
+        s = dfcl_fail_errno(err, path, "cannot seek");
+    else if ((uint64_t)have < size)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected at least the %" PRIu64 " bytes of the checkpoint, found %lld", path, size,
+                      (long long)have);
+    else if (ftruncate(fd, (off_t)size) != 0)
+        s = dfcl_fail_errno(err, path, "cannot cut off at the checkpoint");
+    close(fd);
+    return s;
+}
+
+/* The run's event file: the first that is there, or a new name in TensorBoard's pattern. */
+static char *events_path(const struct dfcl_run_dir *run, dfcl_error *err) {
+    struct dfcl_list list;
+    char *path = NULL;
+    if (dfcl_list_dir(run->ctx, run->path, &list, err))
+        return NULL;
+    for (size_t i = 0; i < list.count && !path; i++)
+        if (!strncmp(list.names[i], "events.out.tfevents.", 20))
+            path = dfcl_run_dir_path(run, list.names[i], err);
+    dfcl_list_free(run->ctx, &list);
+    return path ? path : dfcl_sprintf(run->ctx, err, "%s/events.out.tfevents.%lld.difffit-cl", run->path, (long long)time(NULL));
+}
+
+dfcl_status dfcl_run_dir_logs(struct dfcl_run_dir *run, uint64_t metrics_size, uint64_t events_size, dfcl_error *err) {
+    char *metrics = dfcl_run_dir_path(run, "metrics.jsonl", err), *events = events_path(run, err);
+    dfcl_status s = metrics && events ? DFCL_OK : DFCL_NOMEM;
+    if (!s)
+        s = cut_off(metrics, metrics_size, err);
+    if (!s) {
+        run->metrics = fopen(metrics, "abe");
+        if (!run->metrics)
+            s = dfcl_fail_errno(err, metrics, "cannot open");
+    }
+    if (!s)
+        s = dfcl_events_open(&run->events, events, events_size, (double)time(NULL), err);
+    dfcl_free(run->ctx, metrics);
+    dfcl_free(run->ctx, events);
+    return s;
+}
+
+dfcl_status dfcl_run_dir_metrics(struct dfcl_run_dir *run, const cJSON *line, dfcl_error *err) {
+    char *text = cJSON_PrintUnformatted(line);
+    if (!text)
+        return dfcl_fail(err, DFCL_NOMEM, "out of host memory for a line of metrics.jsonl");
+    dfcl_status s = DFCL_OK;
+    if (fprintf(run->metrics, "%s\n", text) < 0 || fflush(run->metrics) != 0)
+        s = dfcl_fail_errno(err, run->path, "cannot write metrics.jsonl");
+    cJSON_free(text);
+    return s;
+}
+
+dfcl_status dfcl_run_dir_sizes(struct dfcl_run_dir *run, uint64_t *metrics_size, uint64_t *events_size, dfcl_error *err) {
+    if (fflush(run->metrics) != 0 || fsync(fileno(run->metrics)) != 0 || fseek(run->metrics, 0, SEEK_END) != 0)
+        return dfcl_fail_errno(err, run->path, "cannot write metrics.jsonl");
+    dfcl_status s = dfcl_events_flush(&run->events, err);
+    if (s)
+        return s;
+    long at = ftell(run->metrics);
+    *metrics_size = at < 0 ? 0 : (uint64_t)at;
+    *events_size = dfcl_events_offset(&run->events);
+    return DFCL_OK;
+}
+
+/* ---- JSON ---- */
+
+dfcl_status dfcl_run_dir_write_json(const struct dfcl_run_dir *run, const char *path, const cJSON *json, dfcl_error *err) {
+    char *text = cJSON_Print(json);
+    char *line = text ? dfcl_sprintf(run->ctx, err, "%s\n", text) : NULL;
+    dfcl_status s = line ? dfcl_file_write(run->ctx, path, line, strlen(line), err)
+                         : dfcl_fail(err, DFCL_NOMEM, "%s: out of host memory", path);
+    dfcl_free(run->ctx, line);
+    cJSON_free(text);
+    return s;
+}
+
+dfcl_status dfcl_run_dir_read_json(const struct dfcl_run_dir *run, const char *path, cJSON **json, dfcl_error *err) {
+    char *text;
+    size_t size;
+    *json = NULL;
+    dfcl_status s = dfcl_file_read(run->ctx, path, MAX_JSON, &text, &size, err);
+    if (s)
+        return s;
+    s = dfcl_json_parse(json, text, size, DFCL_JSON_LIMITS, path, err);
+    dfcl_free(run->ctx, text);
+    if (!s && !cJSON_IsObject(*json)) {
+        cJSON_Delete(*json);
+        *json = NULL;
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected a JSON object", path);
+    }
+    return s;
+}
+
+/* ---- checkpoints ---- */
+
+/* The N of "step-N"; -1 for other names. */
+static int64_t step_of(const char *name) {
+    char *end;
+    if (strncmp(name, "step-", 5) || name[5] < '0' || name[5] > '9')
+        return -1;
+    errno = 0;
+    long long n = strtoll(name + 5, &end, 10);
+    return *end || errno ? -1 : n;
+}
+
+static int by_step(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+dfcl_status dfcl_run_dir_checkpoints(const struct dfcl_run_dir *run, int64_t **steps, size_t *count, dfcl_error *err) {
+    *steps = NULL;
+    *count = 0;
+    char *dir = dfcl_run_dir_path(run, CHECKPOINTS, err);
+    if (!dir)
+        return DFCL_NOMEM;
+    struct dfcl_list list = {0};
+    dfcl_status s = DFCL_OK;
+    if (dfcl_path_kind(dir) == DFCL_PATH_DIR)
+        s = dfcl_list_dir(run->ctx, dir, &list, err);
+    dfcl_free(run->ctx, dir);
+    if (s)
+        return s;
+    *steps = dfcl_calloc(run->ctx, list.count, sizeof **steps, err);
+    if (!*steps)
+        s = DFCL_NOMEM;
+    for (size_t i = 0; !s && i < list.count; i++)
+        if (step_of(list.names[i]) >= 0)
+            (*steps)[(*count)++] = step_of(list.names[i]);
+    if (!s)
+        qsort(*steps, *count, sizeof **steps, by_step);
+    dfcl_list_free(run->ctx, &list);
+    return s;
+}
+
+dfcl_status dfcl_run_dir_checkpoint_begin(const struct dfcl_run_dir *run, char **tmp, dfcl_error *err) {
+    *tmp = dfcl_run_dir_path(run, CHECKPOINTS "/" TMP_NAME, err);
+    if (!*tmp)
+        return DFCL_NOMEM;
+    dfcl_status s = dfcl_path_kind(*tmp) == DFCL_PATH_NONE ? DFCL_OK : dfcl_remove_tree(run->ctx, *tmp, err);
+    if (!s)
+        s = dfcl_mkdirs(run->ctx, *tmp, err);
+    if (s) {
+        dfcl_free(run->ctx, *tmp);
+        *tmp = NULL;
+    }
+    return s;
+}
+
+void dfcl_run_dir_checkpoint_drop(const struct dfcl_run_dir *run, char **tmp) {
+    if (*tmp)
+        dfcl_remove_tree(run->ctx, *tmp, NULL);
+    dfcl_free(run->ctx, *tmp);
+    *tmp = NULL;
+}
+
+static dfcl_status prune(const struct dfcl_run_dir *run, int64_t step, int keep, dfcl_error *err) {
+    int64_t *steps;
+    size_t count, older = 0;
+    dfcl_status s = dfcl_run_dir_checkpoints(run, &steps, &count, err);
+    if (s)
+        return s;
+    while (older < count && steps[older] <= step)
+        older++;
+    size_t first = older > (size_t)keep ? older - (size_t)keep : 0;
+    for (size_t i = 0; !s && i < count; i++) {
+        if (i >= first && i < older)
+            continue;
+        char *dir = dfcl_sprintf(run->ctx, err, "%s/" CHECKPOINTS "/step-%" PRId64, run->path, steps[i]);
+        s = dir ? dfcl_remove_tree(run->ctx, dir, err) : DFCL_NOMEM;
+        dfcl_free(run->ctx, dir);
+    }
+    dfcl_free(run->ctx, steps);
+    return s;
+}
+
+dfcl_status dfcl_run_dir_checkpoint_commit(const struct dfcl_run_dir *run, char **tmp, int64_t step, int keep, dfcl_error *err) {
+    char *to = dfcl_sprintf(run->ctx, err, "%s/" CHECKPOINTS "/step-%" PRId64, run->path, step);
+    dfcl_status s = to ? dfcl_sync_dir(*tmp, err) : DFCL_NOMEM;
+    if (!s && dfcl_path_kind(to) != DFCL_PATH_NONE)
+        s = dfcl_remove_tree(run->ctx, to, err);
+    if (!s)
+        s = dfcl_rename(*tmp, to, err);
+    dfcl_free(run->ctx, to);
+    if (s) {
+        dfcl_run_dir_checkpoint_drop(run, tmp);
+        return s;
+    }
+    dfcl_free(run->ctx, *tmp);
+    *tmp = NULL;
+    return prune(run, step, DFCL_MAX(keep, 1), err);
+}
