@@ -10,6 +10,11 @@ static bool host_ok(const struct dfcl_device *dev, const void *params) {
     return dfcl_on_host(dev);
 }
 
+static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
+    (void)params;
+    return dfcl_on_kernels(dev);
+}
+
 static dfcl_status sizes_check(int B, int n, dfcl_error *err) {
     return B < 0 || n < 1 ? dfcl_fail(err, DFCL_ERROR, "B %d, n %d: expected positive sizes", B, n) : DFCL_OK;
 }
@@ -64,7 +69,7 @@ static double bin_loglik(double x0, double mu, double logvar, double *grad) {
         prob = ub > 0.0 ? b_tail - a_tail : A - B;
         d = dA - dB;
     }
-    if (!(prob > floor_p)) {
+    if (prob <= floor_p) {
         *grad = 0.0; /* the clamp passes no gradient */
         return log(floor_p);
     }
@@ -111,6 +116,63 @@ static dfcl_status loss_host(struct dfcl_device *dev, const void *params, dfcl_e
         vb[b] = (float)(sum_vb * bits / (double)n);
     }
     return DFCL_OK;
+}
+
+/* ---- kernels (cl/diffusion_loss.cl) ---- */
+
+static dfcl_status q_sample_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_q_sample *p = params;
+    dfcl_status s = sizes_check(p->B, p->n, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->x0, 4);
+    dfcl_args_ref(&a, p->noise, 4);
+    dfcl_args_ref(&a, p->t, 4);
+    dfcl_args_ref(&a, p->tab, 4);
+    dfcl_args_ref(&a, p->xt, 4);
+    dfcl_args_i32(&a, p->n);
+    return dfcl_launch_kernel(dev, "diffusion_loss", "q_sample", NULL, dfcl_ceil_div(p->n, 64), p->B, 1, &a, err);
+}
+
+#define LOSS_CHUNK 1024 /* values per group, as in the kernel */
+
+static uint64_t loss_scratch(const struct dfcl_device *dev, const void *params) {
+    const struct dfcl_hybrid_loss *p = params;
+    (void)dev;
+    return (uint64_t)p->B * (uint64_t)dfcl_ceil_div(p->n, LOSS_CHUNK) * 2 * sizeof(float);
+}
+
+static dfcl_status loss_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_hybrid_loss *p = params;
+    dfcl_status s = sizes_check(p->B, p->n, err);
+    if (s)
+        return s;
+    int chunks = (int)dfcl_ceil_div(p->n, LOSS_CHUNK);
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->x0, 4);
+    dfcl_args_ref(&a, p->noise, 4);
+    dfcl_args_ref(&a, p->xt, 4);
+    dfcl_args_ref(&a, p->out, 4);
+    dfcl_args_ref(&a, p->t, 4);
+    dfcl_args_ref(&a, p->tab, 4);
+    dfcl_args_ref(&a, p->head.scratch, 4);
+    dfcl_args_ref(&a, p->dout, 4);
+    dfcl_args_i32(&a, p->n);
+    dfcl_args_i32(&a, chunks);
+    dfcl_args_f32(&a, (float)((double)p->grad_scale / p->n));
+    dfcl_args_i32(&a, p->dout.mem != NULL);
+    s = dfcl_launch_kernel(dev, "diffusion_loss", "hybrid_loss_parts", NULL, chunks, p->B, 1, &a, err);
+    if (s)
+        return s;
+    struct dfcl_args t = {0};
+    dfcl_args_ref(&t, p->head.scratch, 4);
+    dfcl_args_ref(&t, p->mse, 4);
+    dfcl_args_ref(&t, p->vb, 4);
+    dfcl_args_i32(&t, p->B);
+    dfcl_args_i32(&t, chunks);
+    dfcl_args_f32(&t, (float)(1.0 / p->n));
+    return dfcl_launch_kernel(dev, "diffusion_loss", "hybrid_loss_total", NULL, dfcl_ceil_div(p->B, 64), 1, 1, &t, err);
 }
 
 /* ---- cases ---- */
@@ -254,6 +316,7 @@ static double loss_bytes(const void *params) {
 }
 
 static const struct dfcl_variant q_variants[] = {
+    {.name = "portable", .supports = kernels_ok, .launch = q_sample_portable},
     {.name = "host", .supports = host_ok, .launch = q_sample_host},
 };
 const struct dfcl_op dfcl_op_q_sample = {
@@ -269,6 +332,7 @@ const struct dfcl_op dfcl_op_q_sample = {
 };
 
 static const struct dfcl_variant loss_variants[] = {
+    {.name = "portable", .supports = kernels_ok, .scratch = loss_scratch, .launch = loss_portable},
     {.name = "host", .supports = host_ok, .launch = loss_host},
 };
 const struct dfcl_op dfcl_op_hybrid_loss = {

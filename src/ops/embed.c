@@ -10,6 +10,11 @@ static bool host_ok(const struct dfcl_device *dev, const void *params) {
     return dfcl_on_host(dev);
 }
 
+static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
+    (void)params;
+    return dfcl_on_kernels(dev);
+}
+
 /* ---- checks of parameters that would make a launch read or write elsewhere ---- */
 
 static dfcl_status timestep_check(const struct dfcl_timestep_embed *p, dfcl_error *err) {
@@ -78,6 +83,51 @@ static dfcl_status class_bwd_host(struct dfcl_device *dev, const void *params, d
             dtable[(size_t)row[b] * d + i] += dc[b * d + i];
     }
     return DFCL_OK;
+}
+
+/* ---- kernels (cl/embed.cl) ---- */
+
+static dfcl_status timestep_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_timestep_embed *p = params;
+    dfcl_status s = timestep_check(p, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->t, 4);
+    dfcl_args_ref(&a, p->y, 4);
+    dfcl_args_i32(&a, p->B);
+    dfcl_args_i32(&a, p->dim / 2);
+    return dfcl_launch_kernel(dev, "embed", "timestep_embed", NULL, dfcl_ceil_div((int64_t)p->B * (p->dim / 2), 64), 1, 1, &a, err);
+}
+
+static dfcl_status class_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_class_embed *p = params;
+    dfcl_status s = class_check(p->B, p->d, p->rows, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->temb, 4);
+    dfcl_args_ref(&a, p->table, 4);
+    dfcl_args_ref(&a, p->row, 4);
+    dfcl_args_ref(&a, p->c, 4);
+    dfcl_args_i32(&a, p->d);
+    dfcl_args_i32(&a, p->rows);
+    return dfcl_launch_kernel(dev, "embed", "class_embed", NULL, dfcl_ceil_div(p->d, 64), p->B, 1, &a, err);
+}
+
+static dfcl_status class_bwd_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_class_embed_bwd *p = params;
+    dfcl_status s = class_check(p->B, p->d, p->rows, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->dc, 4);
+    dfcl_args_ref(&a, p->row, 4);
+    dfcl_args_ref(&a, p->dtable, 4);
+    dfcl_args_i32(&a, p->B);
+    dfcl_args_i32(&a, p->d);
+    dfcl_args_i32(&a, p->rows);
+    return dfcl_launch_kernel(dev, "embed", "class_embed_bwd", NULL, dfcl_ceil_div(p->d, 64), 1, 1, &a, err);
 }
 
 /* ---- cases ---- */
@@ -168,6 +218,7 @@ static double class_bwd_bytes(const void *params) {
 }
 
 static const struct dfcl_variant timestep_variants[] = {
+    {.name = "portable", .supports = kernels_ok, .launch = timestep_portable},
     {.name = "host", .supports = host_ok, .launch = timestep_host},
 };
 const struct dfcl_op dfcl_op_timestep_embed = {
@@ -183,6 +234,7 @@ const struct dfcl_op dfcl_op_timestep_embed = {
 };
 
 static const struct dfcl_variant class_variants[] = {
+    {.name = "portable", .supports = kernels_ok, .launch = class_portable},
     {.name = "host", .supports = host_ok, .launch = class_host},
 };
 const struct dfcl_op dfcl_op_class_embed = {
@@ -198,6 +250,7 @@ const struct dfcl_op dfcl_op_class_embed = {
 };
 
 static const struct dfcl_variant class_bwd_variants[] = {
+    {.name = "portable", .supports = kernels_ok, .launch = class_bwd_portable},
     {.name = "host", .supports = host_ok, .launch = class_bwd_host},
 };
 const struct dfcl_op dfcl_op_class_embed_bwd = {

@@ -10,6 +10,11 @@ static bool host_ok(const struct dfcl_device *dev, const void *params) {
     return dfcl_on_host(dev);
 }
 
+static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
+    (void)params;
+    return dfcl_on_kernels(dev);
+}
+
 static dfcl_status normal_check(const struct dfcl_normal *p, dfcl_error *err) {
     if (p->B < 0 || p->n < 0)
         return dfcl_fail(err, DFCL_ERROR, "B %d, n %d: expected sizes of at least 0", p->B, p->n);
@@ -26,6 +31,22 @@ static dfcl_status normal_host(struct dfcl_device *dev, const void *params, dfcl
     for (int b = 0; b < p->B; b++)
         dfcl_normals(p->seed, p->stream, p->step, id[b], out + (size_t)b * (size_t)p->n, (size_t)p->n);
     return DFCL_OK;
+}
+
+static dfcl_status normal_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_normal *p = params;
+    dfcl_status s = normal_check(p, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->id, 4);
+    dfcl_args_ref(&a, p->out, 4);
+    dfcl_args_i32(&a, p->n);
+    dfcl_args_u32(&a, (uint32_t)p->seed);
+    dfcl_args_u32(&a, (uint32_t)(p->seed >> 32));
+    dfcl_args_u32(&a, p->stream);
+    dfcl_args_u32(&a, p->step);
+    return dfcl_launch_kernel(dev, "normal", "normal", NULL, dfcl_ceil_div(dfcl_ceil_div(p->n, 4), 64), p->B, 1, &a, err);
 }
 
 static const struct {
@@ -61,6 +82,7 @@ static double normal_bytes(const void *params) {
 }
 
 static const struct dfcl_variant normal_variants[] = {
+    {.name = "portable", .supports = kernels_ok, .launch = normal_portable},
     {.name = "host", .supports = host_ok, .launch = normal_host},
 };
 const struct dfcl_op dfcl_op_normal = {

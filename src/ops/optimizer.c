@@ -10,6 +10,15 @@ static bool host_ok(const struct dfcl_device *dev, const void *params) {
     return dfcl_on_host(dev);
 }
 
+static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
+    (void)params;
+    return dfcl_on_kernels(dev);
+}
+static bool cpu_ok(const struct dfcl_device *dev, const void *params) {
+    (void)params;
+    return dfcl_on_cpu(dev);
+}
+
 static dfcl_status count_check(int64_t n, dfcl_error *err) {
     return n < 0 ? dfcl_fail(err, DFCL_ERROR, "%lld values", (long long)n) : DFCL_OK;
 }
@@ -78,6 +87,114 @@ static dfcl_status sumsq_host(struct dfcl_device *dev, const void *params, dfcl_
     out[0] = (float)sum;
     out[1] = (float)bad;
     return DFCL_OK;
+}
+
+/* ---- kernels (cl/optimizer.cl, cl/optimizer_cpu.cl) ---- */
+
+#define GROUP_VALUES 1024  /* values per work-group of the portable kernels */
+#define CPU_VALUES 16384   /* of the CPU's */
+#define SUMSQ_VALUES 4096  /* per partial sum, both */
+
+struct family {
+    const char *source;
+    int64_t values;
+};
+static const struct family portable = {"optimizer", GROUP_VALUES}, cpu = {"optimizer_cpu", CPU_VALUES};
+
+static dfcl_status adamw_kernel(struct dfcl_device *dev, const struct dfcl_adamw *o, const struct family *f, dfcl_error *err) {
+    dfcl_status s = count_check(o->n, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, o->p, 4);
+    dfcl_args_ref(&a, o->g, 4);
+    dfcl_args_ref(&a, o->m, 4);
+    dfcl_args_ref(&a, o->v, 4);
+    dfcl_args_i64(&a, o->n);
+    dfcl_args_f32(&a, o->grad_scale);
+    dfcl_args_f32(&a, (float)o->beta1);
+    dfcl_args_f32(&a, (float)(1.0 - o->beta1));
+    dfcl_args_f32(&a, (float)o->beta2);
+    dfcl_args_f32(&a, (float)(1.0 - o->beta2));
+    dfcl_args_f32(&a, (float)(o->lr * o->wd));
+    dfcl_args_f32(&a, (float)(o->lr / o->c1));
+    dfcl_args_f32(&a, (float)(1.0 / sqrt(o->c2)));
+    dfcl_args_f32(&a, (float)o->eps);
+    return dfcl_launch_kernel(dev, f->source, "adamw", NULL, dfcl_ceil_div(o->n, f->values), 1, 1, &a, err);
+}
+static dfcl_status adamw_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    return adamw_kernel(dev, params, &portable, err);
+}
+static dfcl_status adamw_cpu(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    return adamw_kernel(dev, params, &cpu, err);
+}
+
+static dfcl_status ema_kernel(struct dfcl_device *dev, const struct dfcl_ema *o, const struct family *f, dfcl_error *err) {
+    dfcl_status s = count_check(o->n, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, o->ema, 4);
+    dfcl_args_ref(&a, o->p, 4);
+    dfcl_args_i64(&a, o->n);
+    dfcl_args_f32(&a, (float)(1.0 - o->decay));
+    return dfcl_launch_kernel(dev, f->source, "ema", NULL, dfcl_ceil_div(o->n, f->values), 1, 1, &a, err);
+}
+static dfcl_status ema_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    return ema_kernel(dev, params, &portable, err);
+}
+static dfcl_status ema_cpu(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    return ema_kernel(dev, params, &cpu, err);
+}
+
+static dfcl_status axpby_kernel(struct dfcl_device *dev, const struct dfcl_axpby *o, const struct family *f, dfcl_error *err) {
+    dfcl_status s = count_check(o->n, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, o->x, 4);
+    dfcl_args_ref(&a, o->y, 4);
+    dfcl_args_i64(&a, o->n);
+    dfcl_args_f32(&a, o->a);
+    dfcl_args_f32(&a, o->b);
+    dfcl_args_i32(&a, o->b != 0.0f);
+    return dfcl_launch_kernel(dev, f->source, "axpby", NULL, dfcl_ceil_div(o->n, f->values), 1, 1, &a, err);
+}
+static dfcl_status axpby_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    return axpby_kernel(dev, params, &portable, err);
+}
+static dfcl_status axpby_cpu(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    return axpby_kernel(dev, params, &cpu, err);
+}
+
+static uint64_t sumsq_scratch(const struct dfcl_device *dev, const void *params) {
+    (void)dev;
+    const struct dfcl_sumsq *o = params;
+    return (uint64_t)DFCL_MAX(dfcl_ceil_div(o->n, SUMSQ_VALUES), 1) * 2 * sizeof(float);
+}
+static dfcl_status sumsq_kernel(struct dfcl_device *dev, const struct dfcl_sumsq *o, const struct family *f, dfcl_error *err) {
+    dfcl_status s = count_check(o->n, err);
+    if (s)
+        return s;
+    int64_t chunks = dfcl_ceil_div(o->n, SUMSQ_VALUES);
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, o->x, 4);
+    dfcl_args_i64(&a, o->n);
+    dfcl_args_ref(&a, o->head.scratch, 4);
+    s = dfcl_launch_kernel(dev, f->source, "sumsq_parts", NULL, chunks, 1, 1, &a, err);
+    if (s)
+        return s;
+    struct dfcl_args t = {0};
+    dfcl_args_ref(&t, o->head.scratch, 4);
+    dfcl_args_i64(&t, chunks);
+    dfcl_args_ref(&t, o->out, 4);
+    return dfcl_launch_kernel(dev, f->source, "sumsq_total", NULL, 1, 1, 1, &t, err);
+}
+static dfcl_status sumsq_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    return sumsq_kernel(dev, params, &portable, err);
+}
+static dfcl_status sumsq_cpu(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    return sumsq_kernel(dev, params, &cpu, err);
 }
 
 /* ---- cases ---- */
@@ -182,6 +299,8 @@ static double sumsq_bytes(const void *params) {
 }
 
 static const struct dfcl_variant adamw_variants[] = {
+    {.name = "cpu", .supports = cpu_ok, .launch = adamw_cpu},
+    {.name = "portable", .supports = kernels_ok, .launch = adamw_portable},
     {.name = "host", .supports = host_ok, .launch = adamw_host},
 };
 const struct dfcl_op dfcl_op_adamw = {
@@ -197,6 +316,8 @@ const struct dfcl_op dfcl_op_adamw = {
 };
 
 static const struct dfcl_variant ema_variants[] = {
+    {.name = "cpu", .supports = cpu_ok, .launch = ema_cpu},
+    {.name = "portable", .supports = kernels_ok, .launch = ema_portable},
     {.name = "host", .supports = host_ok, .launch = ema_host},
 };
 const struct dfcl_op dfcl_op_ema = {
@@ -212,6 +333,8 @@ const struct dfcl_op dfcl_op_ema = {
 };
 
 static const struct dfcl_variant axpby_variants[] = {
+    {.name = "cpu", .supports = cpu_ok, .launch = axpby_cpu},
+    {.name = "portable", .supports = kernels_ok, .launch = axpby_portable},
     {.name = "host", .supports = host_ok, .launch = axpby_host},
 };
 const struct dfcl_op dfcl_op_axpby = {
@@ -227,6 +350,8 @@ const struct dfcl_op dfcl_op_axpby = {
 };
 
 static const struct dfcl_variant sumsq_variants[] = {
+    {.name = "cpu", .supports = cpu_ok, .scratch = sumsq_scratch, .launch = sumsq_cpu},
+    {.name = "portable", .supports = kernels_ok, .scratch = sumsq_scratch, .launch = sumsq_portable},
     {.name = "host", .supports = host_ok, .launch = sumsq_host},
 };
 const struct dfcl_op dfcl_op_sumsq = {

@@ -10,6 +10,11 @@ static bool host_ok(const struct dfcl_device *dev, const void *params) {
     return dfcl_on_host(dev);
 }
 
+static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
+    (void)params;
+    return dfcl_on_kernels(dev);
+}
+
 static dfcl_status guide_check(const struct dfcl_guide *p, dfcl_error *err) {
     if (p->m < 0 || p->C < 1 || p->hw < 1 || p->chans < 0 || p->chans > p->C)
         return dfcl_fail(err, DFCL_ERROR, "m %d, C %d, hw %d, %d guided channels: expected positive sizes, at most C guided", p->m, p->C,
@@ -21,6 +26,12 @@ static dfcl_status count_check(int64_t n, dfcl_error *err) {
 }
 
 /* ---- references ---- */
+
+/* To [-1, 1]; NaN stays NaN, so that the sampler's final check sees it. */
+static double clamp1(double z) {
+    return z < -1.0 ? -1.0 : z > 1.0 ? 1.0 : z;
+}
+
 
 static dfcl_status guide_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     const struct dfcl_guide *p = params;
@@ -59,7 +70,7 @@ static dfcl_status ddpm_host(struct dfcl_device *dev, const void *params, dfcl_e
     for (int64_t i = 0; i < p->n; i++) {
         double xi = (double)x[i], z = tab[DFCL_TAB_SQRT_RAB] * xi - tab[DFCL_TAB_SQRT_RABM1] * (double)eps[i];
         if (p->clip)
-            z = fmin(fmax(z, -1.0), 1.0);
+            z = clamp1(z);
         double r = tab[DFCL_TAB_C1] * z + tab[DFCL_TAB_C2] * xi;
         if (noise) {
             double logvar = tab[DFCL_TAB_LPV] + 0.5 * ((double)v[i] + 1.0) * (tab[DFCL_TAB_LOG_BETA] - tab[DFCL_TAB_LPV]);
@@ -83,7 +94,7 @@ static dfcl_status linear_host(struct dfcl_device *dev, const void *params, dfcl
     for (int64_t i = 0; i < p->n; i++) {
         double xi = (double)x[i], e = (double)eps[i], z = (double)p->a * xi + (double)p->b * e;
         if (p->clip)
-            z = fmin(fmax(z, -1.0), 1.0);
+            z = clamp1(z);
         double r = (double)p->kx * xi + (double)p->ke * e + (double)p->k0 * z;
         if (noise)
             r += (double)p->kz * (double)noise[i];
@@ -94,6 +105,79 @@ static dfcl_status linear_host(struct dfcl_device *dev, const void *params, dfcl
         xn[i] = (float)r;
     }
     return DFCL_OK;
+}
+
+/* ---- kernels (cl/sampler_steps.cl) ---- */
+
+static dfcl_status guide_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_guide *p = params;
+    dfcl_status s = guide_check(p, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->out, 4);
+    dfcl_args_ref(&a, p->cond, 4);
+    dfcl_args_ref(&a, p->ref, 4);
+    dfcl_args_ref(&a, p->scale, 4);
+    dfcl_args_ref(&a, p->eps, 4);
+    dfcl_args_ref(&a, p->v, 4);
+    dfcl_args_i32(&a, p->C * p->hw);
+    dfcl_args_i32(&a, p->chans * p->hw);
+    dfcl_args_i32(&a, p->ref.mem != NULL);
+    dfcl_args_i32(&a, p->v.mem != NULL);
+    return dfcl_launch_kernel(dev, "sampler_steps", "guide", NULL, dfcl_ceil_div((int64_t)p->C * p->hw, 64), p->m, 1, &a, err);
+}
+
+static dfcl_status ddpm_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_ddpm_step *p = params;
+    dfcl_status s = count_check(p->n, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->x, 4);
+    dfcl_args_ref(&a, p->eps, 4);
+    dfcl_args_ref(&a, p->v, 4);
+    dfcl_args_ref(&a, p->noise, 4);
+    dfcl_args_ref(&a, p->xn, 4);
+    dfcl_args_ref(&a, p->x0, 4);
+    dfcl_args_i64(&a, p->n);
+    dfcl_args_f32(&a, p->tab[DFCL_TAB_SQRT_RAB]);
+    dfcl_args_f32(&a, p->tab[DFCL_TAB_SQRT_RABM1]);
+    dfcl_args_f32(&a, p->tab[DFCL_TAB_C1]);
+    dfcl_args_f32(&a, p->tab[DFCL_TAB_C2]);
+    dfcl_args_f32(&a, p->tab[DFCL_TAB_LPV]);
+    dfcl_args_f32(&a, p->tab[DFCL_TAB_LOG_BETA]);
+    dfcl_args_i32(&a, p->clip);
+    dfcl_args_i32(&a, p->noise.mem != NULL);
+    dfcl_args_i32(&a, p->x0.mem != NULL);
+    return dfcl_launch_kernel(dev, "sampler_steps", "ddpm_step", NULL, dfcl_ceil_div(p->n, 64), 1, 1, &a, err);
+}
+
+static dfcl_status linear_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_linear_step *p = params;
+    dfcl_status s = count_check(p->n, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->x, 4);
+    dfcl_args_ref(&a, p->eps, 4);
+    dfcl_args_ref(&a, p->noise, 4);
+    dfcl_args_ref(&a, p->x0_prev, 4);
+    dfcl_args_ref(&a, p->xn, 4);
+    dfcl_args_ref(&a, p->x0, 4);
+    dfcl_args_i64(&a, p->n);
+    dfcl_args_f32(&a, p->a);
+    dfcl_args_f32(&a, p->b);
+    dfcl_args_f32(&a, p->kx);
+    dfcl_args_f32(&a, p->ke);
+    dfcl_args_f32(&a, p->k0);
+    dfcl_args_f32(&a, p->kz);
+    dfcl_args_f32(&a, p->kp);
+    dfcl_args_i32(&a, p->clip);
+    dfcl_args_i32(&a, p->noise.mem != NULL);
+    dfcl_args_i32(&a, p->x0_prev.mem != NULL);
+    dfcl_args_i32(&a, p->x0.mem != NULL);
+    return dfcl_launch_kernel(dev, "sampler_steps", "linear_step", NULL, dfcl_ceil_div(p->n, 64), 1, 1, &a, err);
 }
 
 /* ---- cases ---- */
@@ -215,6 +299,7 @@ static double linear_bytes(const void *params) {
 }
 
 static const struct dfcl_variant guide_variants[] = {
+    {.name = "portable", .supports = kernels_ok, .launch = guide_portable},
     {.name = "host", .supports = host_ok, .launch = guide_host},
 };
 const struct dfcl_op dfcl_op_guide = {
@@ -230,6 +315,7 @@ const struct dfcl_op dfcl_op_guide = {
 };
 
 static const struct dfcl_variant ddpm_variants[] = {
+    {.name = "portable", .supports = kernels_ok, .launch = ddpm_portable},
     {.name = "host", .supports = host_ok, .launch = ddpm_host},
 };
 const struct dfcl_op dfcl_op_ddpm_step = {
@@ -245,6 +331,7 @@ const struct dfcl_op dfcl_op_ddpm_step = {
 };
 
 static const struct dfcl_variant linear_variants[] = {
+    {.name = "portable", .supports = kernels_ok, .launch = linear_portable},
     {.name = "host", .supports = host_ok, .launch = linear_host},
 };
 const struct dfcl_op dfcl_op_linear_step = {

@@ -1,0 +1,55 @@
+/* Timestep and class embeddings: small, one work-item per value (backward: per column). */
+
+/* exp(x) for -80 < x <= 0 within one unit in the last place, the same bits everywhere: the frequencies are magnified by t up to 999, and a
+ * device's own exp may be off by three units. */
+DFCL_FN float embed_exp(float x) {
+    float k = rint(x * 1.44269504f);
+    float r = fma(k, -0.693145752f, x);
+    r = fma(k, -1.42860677e-6f, r);
+    float p = 1.98412698e-4f;
+    p = fma(p, r, 1.38888889e-3f);
+    p = fma(p, r, 8.33333333e-3f);
+    p = fma(p, r, 4.16666667e-2f);
+    p = fma(p, r, 1.66666667e-1f);
+    p = fma(p, r, 0.5f);
+    p = fma(p, r, 1.0f);
+    p = fma(p, r, 1.0f);
+    return as_float((uint)((int)as_uint(p) + (int)k * 8388608));
+}
+
+/* y[b] = [cos(t f_i), sin(t f_i)], f_i = exp(-ln(10000) i / half_dim). */
+DFCL_KERNEL(64, 1, 1) timestep_embed(GLOBAL const float *t, dfcl_i64 t_off, GLOBAL float *y, dfcl_i64 y_off, int B, int half_dim) {
+    int g = GRP(0) * 64 + LID(0);
+    int b = g / half_dim, i = g - b * half_dim;
+    if (b >= B)
+        return;
+    float f = embed_exp(-9.210340371976184f * (float)i / (float)half_dim);
+    float a = t[t_off + b] * f;
+    GLOBAL float *o = y + y_off + (dfcl_i64)b * (2 * half_dim);
+    o[i] = cos(a);
+    o[half_dim + i] = sin(a);
+}
+
+/* c[b] = temb[b] + table[row[b]]; a row outside the table shows as NaN. Groups: x over columns, y over samples. */
+DFCL_KERNEL(64, 1, 1) class_embed(GLOBAL const float *temb, dfcl_i64 temb_off, GLOBAL const float *table, dfcl_i64 table_off,
+                                  GLOBAL const int *row, dfcl_i64 row_off, GLOBAL float *c, dfcl_i64 c_off, int d, int rows) {
+    int i = GRP(0) * 64 + LID(0), b = GRP(1);
+    if (i >= d)
+        return;
+    int r = row[row_off + b];
+    dfcl_i64 k = (dfcl_i64)b * d + i;
+    c[c_off + k] = r >= 0 && r < rows ? temb[temb_off + k] + table[table_off + (dfcl_i64)r * d + i] : as_float(0x7fc00000u);
+}
+
+/* dtable[row[b]] += dc[b], samples in order: a column is one work-item's, so equal rows meet in a fixed order. */
+DFCL_KERNEL(64, 1, 1) class_embed_bwd(GLOBAL const float *dc, dfcl_i64 dc_off, GLOBAL const int *row, dfcl_i64 row_off,
+                                      GLOBAL float *dtable, dfcl_i64 dtable_off, int B, int d, int rows) {
+    int i = GRP(0) * 64 + LID(0);
+    if (i >= d)
+        return;
+    for (int b = 0; b < B; ++b) {
+        int r = row[row_off + b];
+        if (r >= 0 && r < rows)
+            dtable[dtable_off + (dfcl_i64)r * d + i] += dc[dc_off + (dfcl_i64)b * d + i];
+    }
+}
