@@ -17,6 +17,31 @@ DFCL_FN float embed_exp(float x) {
     return as_float((uint)((int)as_uint(p) + (int)k * 8388608));
 }
 
+/* (cos a, sin a) for 0 <= a < 10^5: quarter turns are taken off with pi/2 in three parts, what is left lies in [-pi/4, pi/4] (polynomials of
+ * Cephes sinf and cosf). A general sin would bring a reduction for huge arguments, which costs registers and a stack on GPUs. */
+DFCL_FN float2 embed_cos_sin(float a) {
+    float k = rint(a * 0.636619772f);
+    float r = fma(-k, 1.57079637f, a);
+    r = fma(-k, -4.37113883e-8f, r);
+    r = fma(-k, -1.71512489e-15f, r);
+    float z = r * r;
+    float s = -1.9515295891e-4f;
+    s = fma(s, z, 8.3321608736e-3f);
+    s = fma(s, z, -1.6666654611e-1f);
+    s = fma(s * z, r, r);
+    float c = 2.443315711809948e-5f;
+    c = fma(c, z, -1.388731625493765e-3f);
+    c = fma(c, z, 4.166664568298827e-2f);
+    c = fma(c * z, z, fma(z, -0.5f, 1.0f));
+    int q = (int)k;
+    float cs = q & 1 ? s : c, sn = q & 1 ? c : s; /* quadrants 0..3: (c, s), (-s, c), (-c, -s), (s, -c) */
+    if ((q + 1) & 2)
+        cs = -cs;
+    if (q & 2)
+        sn = -sn;
+    return F2(cs, sn);
+}
+
 /* y[b] = [cos(t f_i), sin(t f_i)], f_i = exp(-ln(10000) i / half_dim). */
 DFCL_KERNEL(64, 1, 1) timestep_embed(GLOBAL const float *t, dfcl_i64 t_off, GLOBAL float *y, dfcl_i64 y_off, int B, int half_dim) {
     int g = GRP(0) * 64 + LID(0);
@@ -24,10 +49,10 @@ DFCL_KERNEL(64, 1, 1) timestep_embed(GLOBAL const float *t, dfcl_i64 t_off, GLOB
     if (b >= B)
         return;
     float f = embed_exp(-9.210340371976184f * (float)i / (float)half_dim);
-    float a = t[t_off + b] * f;
+    float2 cs = embed_cos_sin(t[t_off + b] * f);
     GLOBAL float *o = y + y_off + (dfcl_i64)b * (2 * half_dim);
-    o[i] = cos(a);
-    o[half_dim + i] = sin(a);
+    o[i] = cs.x;
+    o[half_dim + i] = cs.y;
 }
 
 /* c[b] = temb[b] + table[row[b]]; a row outside the table shows as NaN. Groups: x over columns, y over samples. */
