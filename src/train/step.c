@@ -9,9 +9,10 @@
 /* Places in the stepper's own arena. */
 struct buffers {
     struct dfcl_ref ema, m, v;              /* [count] */
-    struct dfcl_ref x0, noise, xt;          /* [micro, n] */
+    struct dfcl_ref x0;                     /* [batch, n] */
+    struct dfcl_ref noise, xt;              /* [micro, n] */
     struct dfcl_ref out, dout;              /* [micro, 2 n] */
-    struct dfcl_ref t, id;                  /* i32, u32 [micro] */
+    struct dfcl_ref ints;                   /* timesteps i32 [batch] | noise ids u32 [batch] */
     struct dfcl_ref table;
     struct dfcl_ref losses; /* mse [batch] | vb [batch] | sum of squares, non-finite count: one read a step */
     struct dfcl_ref scratch;
@@ -31,8 +32,8 @@ struct dfcl_stepper {
     int64_t count;
     struct dfcl_ref values, grads;
     float *losses;   /* host copy: [2 batch + 2] */
-    float *t;        /* [micro] what the network sees */
-    uint32_t *id;    /* [micro] */
+    float *t;        /* [batch] what the network sees */
+    uint32_t *ints;  /* [2 batch] as on the device */
 };
 
 double dfcl_ema_decay(double decay, int64_t k, bool warmup) {
@@ -53,13 +54,12 @@ static dfcl_status place(struct dfcl_stepper *st, int micro, dfcl_error *err) {
         {&st->b.ema, count},
         {&st->b.m, count},
         {&st->b.v, count},
-        {&st->b.x0, pass},
+        {&st->b.x0, (uint64_t)st->batch * (uint64_t)st->n * f},
         {&st->b.noise, pass},
         {&st->b.xt, pass},
         {&st->b.out, 2 * pass},
         {&st->b.dout, 2 * pass},
-        {&st->b.t, (uint64_t)micro * sizeof(int32_t)},
-        {&st->b.id, (uint64_t)micro * sizeof(uint32_t)},
+        {&st->b.ints, 2 * (uint64_t)st->batch * sizeof(uint32_t)},
         {&st->b.table, (uint64_t)st->timesteps * DFCL_TAB_COUNT * f},
         {&st->b.losses, (2 * (uint64_t)st->batch + 2) * f},
         {&st->b.scratch, DFCL_MAX(st->ex.scratch_need, 16)},
@@ -74,21 +74,29 @@ static dfcl_status place(struct dfcl_stepper *st, int micro, dfcl_error *err) {
 
 /* ---- the ops of a step, dry or for real ---- */
 
-static dfcl_status run_noise(struct dfcl_stepper *st, int micro, const struct dfcl_step_batch *b, dfcl_error *err) {
+/* Refs of the pass that starts at sample `first`. */
+static struct dfcl_ref x0_at(const struct dfcl_stepper *st, int first) {
+    return dfcl_ref_at(st->b.x0, (uint64_t)first * (uint64_t)st->n * sizeof(float));
+}
+static struct dfcl_ref t_at(const struct dfcl_stepper *st, int first) {
+    return dfcl_ref_at(st->b.ints, (uint64_t)first * sizeof(int32_t));
+}
+
+static dfcl_status run_noise(struct dfcl_stepper *st, int micro, int first, const struct dfcl_step_batch *b, dfcl_error *err) {
     struct dfcl_normal p = {.B = micro, .n = st->n, .seed = b->seed, .stream = DFCL_STREAM_NOISE, .step = b->step,
-                            .id = st->b.id, .out = st->b.noise};
+                            .id = t_at(st, st->batch + first), .out = st->b.noise};
     return dfcl_run(&st->ex, &dfcl_op_normal, &p, err);
 }
 
-static dfcl_status run_q_sample(struct dfcl_stepper *st, int micro, dfcl_error *err) {
-    struct dfcl_q_sample p = {.B = micro, .n = st->n, .x0 = st->b.x0, .noise = st->b.noise, .t = st->b.t, .tab = st->b.table,
-                              .xt = st->b.xt};
+static dfcl_status run_q_sample(struct dfcl_stepper *st, int micro, int first, dfcl_error *err) {
+    struct dfcl_q_sample p = {.B = micro, .n = st->n, .x0 = x0_at(st, first), .noise = st->b.noise, .t = t_at(st, first),
+                              .tab = st->b.table, .xt = st->b.xt};
     return dfcl_run(&st->ex, &dfcl_op_q_sample, &p, err);
 }
 
 static dfcl_status run_loss(struct dfcl_stepper *st, int micro, int first, dfcl_error *err) {
-    struct dfcl_hybrid_loss p = {.B = micro, .n = st->n, .grad_scale = (float)(1.0 / st->batch), .x0 = st->b.x0,
-                                 .noise = st->b.noise, .xt = st->b.xt, .out = st->b.out, .t = st->b.t, .tab = st->b.table,
+    struct dfcl_hybrid_loss p = {.B = micro, .n = st->n, .grad_scale = (float)(1.0 / st->batch), .x0 = x0_at(st, first),
+                                 .noise = st->b.noise, .xt = st->b.xt, .out = st->b.out, .t = t_at(st, first), .tab = st->b.table,
                                  .dout = st->b.dout};
     p.mse = dfcl_ref_at(st->b.losses, (uint64_t)first * sizeof(float));
     p.vb = dfcl_ref_at(st->b.losses, (uint64_t)(st->batch + first) * sizeof(float));
@@ -114,9 +122,9 @@ static dfcl_status size_scratch(struct dfcl_stepper *st, int micro, dfcl_error *
     struct dfcl_step_batch b = {0};
     struct dfcl_step_hyper h = {.k = 1};
     st->ex.dry = true;
-    dfcl_status s = run_noise(st, micro, &b, err);
+    dfcl_status s = run_noise(st, micro, 0, &b, err);
     if (!s)
-        s = run_q_sample(st, micro, err);
+        s = run_q_sample(st, micro, 0, err);
     if (!s)
         s = run_loss(st, micro, 0, err);
     if (!s)
@@ -222,9 +230,9 @@ dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit,
         goto out;
     st->ex.scratch = st->b.scratch;
     st->losses = dfcl_calloc(st->ctx, 2 * (size_t)st->batch + 2, sizeof(float), err);
-    st->t = dfcl_calloc(st->ctx, (size_t)st->micro, sizeof(float), err);
-    st->id = dfcl_calloc(st->ctx, (size_t)st->micro, sizeof(uint32_t), err);
-    if (!st->losses || !st->t || !st->id) {
+    st->t = dfcl_calloc(st->ctx, (size_t)st->batch, sizeof(float), err);
+    st->ints = dfcl_calloc(st->ctx, 2 * (size_t)st->batch, sizeof *st->ints, err);
+    if (!st->losses || !st->t || !st->ints) {
         s = DFCL_NOMEM;
         goto out;
     }
@@ -254,7 +262,7 @@ void dfcl_stepper_destroy(struct dfcl_stepper **stp) {
     dfcl_arena_finish(&st->arena);
     dfcl_free(st->ctx, st->losses);
     dfcl_free(st->ctx, st->t);
-    dfcl_free(st->ctx, st->id);
+    dfcl_free(st->ctx, st->ints);
     dfcl_free(st->ctx, st);
     *stp = NULL;
 }
@@ -285,41 +293,41 @@ struct dfcl_ref dfcl_stepper_array(const struct dfcl_stepper *st, enum dfcl_step
 
 /* ---- a step ---- */
 
+/* Everything that the host knows goes over at the start of the step: a write in the middle would wait for the passes before it. */
+static dfcl_status upload(struct dfcl_stepper *st, const struct dfcl_step_batch *b, dfcl_error *err) {
+    uint32_t *t = st->ints, *id = st->ints + st->batch;
+    for (int i = 0; i < st->batch; i++) {
+        if (b->t[i] < 0 || b->t[i] >= st->timesteps)
+            return dfcl_fail(err, DFCL_USAGE, "timestep %d: expected 0 to %d", b->t[i], st->timesteps - 1);
+        st->t[i] = (float)b->t[i];
+        t[i] = (uint32_t)b->t[i];
+        id[i] = (uint32_t)(b->first + (uint64_t)i);
+    }
+    dfcl_status s = dfcl_write(st->dev, st->b.x0, b->x0, (uint64_t)st->batch * (uint64_t)st->n * sizeof(float), err);
+    return s ? s : dfcl_write(st->dev, st->b.ints, st->ints, 2 * (uint64_t)st->batch * sizeof *st->ints, err);
+}
+
 static dfcl_status pass(struct dfcl_stepper *st, const struct dfcl_step_batch *b, int first, dfcl_error *err) {
-    const uint64_t bytes = (uint64_t)st->micro * (uint64_t)st->n * sizeof(float);
-    const size_t at = (size_t)first * (size_t)st->n;
-    struct dfcl_device *dev = st->dev;
-    for (int i = 0; i < st->micro; i++) {
-        if (b->t[first + i] < 0 || b->t[first + i] >= st->timesteps)
-            return dfcl_fail(err, DFCL_USAGE, "timestep %d: expected 0 to %d", b->t[first + i], st->timesteps - 1);
-        st->t[i] = (float)b->t[first + i];
-        st->id[i] = (uint32_t)(b->first + (uint64_t)(first + i));
-    }
-    dfcl_status s = dfcl_write(dev, st->b.x0, b->x0 + at, bytes, err);
+    const size_t n = (size_t)st->n;
+    dfcl_status s = b->noise ? dfcl_write(st->dev, st->b.noise, b->noise + (size_t)first * n, (size_t)st->micro * n * sizeof(float), err)
+                             : run_noise(st, st->micro, first, b, err);
     if (!s)
-        s = dfcl_write(dev, st->b.t, b->t + first, (uint64_t)st->micro * sizeof(int32_t), err);
-    if (!s && b->noise)
-        s = dfcl_write(dev, st->b.noise, b->noise + at, bytes, err);
-    if (!s && !b->noise) {
-        s = dfcl_write(dev, st->b.id, st->id, (uint64_t)st->micro * sizeof(uint32_t), err);
-        if (!s)
-            s = run_noise(st, st->micro, b, err);
-    }
-    if (!s)
-        s = run_q_sample(st, st->micro, err);
+        s = run_q_sample(st, st->micro, first, err);
     if (s)
         return s;
-    struct dfcl_dit_batch db = {.B = st->micro, .t = st->t, .rows = b->rows + first, .x = st->b.xt, .out = st->b.out};
+    struct dfcl_dit_batch db = {.B = st->micro, .t = st->t + first, .rows = b->rows + first, .x = st->b.xt, .out = st->b.out};
     s = dfcl_dit_forward(st->dit, &db, true, err);
     if (!s)
         s = run_loss(st, st->micro, first, err);
     if (!s)
         s = dfcl_dit_backward(st->dit, &db, st->b.dout, err);
-    return s ? s : dfcl_flush(dev, err);
+    return s ? s : dfcl_flush(st->dev, err);
 }
 
 dfcl_status dfcl_step_gradients(struct dfcl_stepper *st, const struct dfcl_step_batch *batch, dfcl_error *err) {
-    dfcl_status s = dfcl_fill(st->dev, st->grads, 0, (uint64_t)st->count * sizeof(float), err);
+    dfcl_status s = upload(st, batch, err);
+    if (!s)
+        s = dfcl_fill(st->dev, st->grads, 0, (uint64_t)st->count * sizeof(float), err);
     for (int first = 0; !s && first < st->batch; first += st->micro)
         s = pass(st, batch, first, err);
     return s ? s : run_sumsq(st, err);
