@@ -15,8 +15,8 @@ extern const size_t dfcl_kernel_file_count;
 /* By file name; NULL when there is none. */
 const struct dfcl_text *dfcl_kernel_file(const char *name);
 
-/* The whole program of a stem: the prelude of the language ("prelude_cl.h" for OpenCL C, "prelude.cuh" for NVRTC), dialect.h and STEM.cl
- * (or STEM.cu), each under a #line directive that names its file, so that compile logs can be read. *text is zero-terminated and freed with
+/* The whole program of a stem: the prelude of the language ("prelude_cl.h" for OpenCL C, "prelude.cuh" for NVRTC), dialect.h, for stems that end in
+ * "_cpu" prelude_cpu.h, and STEM.cl (or STEM.cu), each under a #line directive that names its file, so that compile logs can be read. *text is zero-terminated and freed with
  * dfcl_free. DFCL_ERROR for an unknown stem. */
 dfcl_status dfcl_kernel_source(const dfcl_context *ctx, const char *prelude, const char *stem, char **text, size_t *size,
                                dfcl_error *err);

@@ -1,5 +1,8 @@
 /* Pictures to rows of patches and back: pure moves. */
-#include "ops/ops.h"
+#include <stdio.h>
+
+#include "ops/case.h"
+#include "ops/rows.h"
 
 /* ---- reference ---- */
 
@@ -36,6 +39,60 @@ static dfcl_status unpatchify_host(struct dfcl_device *dev, const void *params, 
     return DFCL_OK;
 }
 
+/* ---- kernels ---- */
+
+static dfcl_status move(struct dfcl_device *dev, const char *name, struct dfcl_ref src, struct dfcl_ref dst, int B, int C, int S, int p,
+                        dfcl_error *err) {
+    int64_t blocks = dfcl_ceil_div((int64_t)C * S * S, 256);
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, src, 4);
+    dfcl_args_ref(&a, dst, 4);
+    dfcl_args_i32(&a, C);
+    dfcl_args_i32(&a, S);
+    dfcl_args_i32(&a, p);
+    dfcl_args_i32(&a, (int32_t)blocks);
+    return dfcl_launch_kernel(dev, "patch", name, NULL, B * blocks, 1, 1, &a, err);
+}
+static dfcl_status patchify_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_patchify *p = params;
+    return move(dev, "patchify", p->img, p->cols, p->B, p->C, p->S, p->p, err);
+}
+static dfcl_status unpatchify_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_unpatchify *p = params;
+    return p->backward ? move(dev, "unpatchify_back", p->img, p->tok, p->B, p->C, p->S, p->p, err)
+                       : move(dev, "unpatchify", p->tok, p->img, p->B, p->C, p->S, p->p, err);
+}
+
+/* ---- cases: bit-exact ---- */
+
+static const struct {
+    int B, C, S, p;
+    bool backward; /* unpatchify only */
+} cases[] = {
+    {1, 1, 1, 1, false}, {2, 1, 1, 1, true},  {3, 1, 16, 2, false}, {2, 4, 8, 2, true},   {1, 4, 8, 8, true}, {2, 3, 12, 4, false},
+    {5, 3, 9, 3, true},  {3, 8, 8, 2, false}, {1, 4, 32, 2, true},  /* benchmarks: */ {128, 1, 16, 2, false}, {1, 8, 32, 2, false},
+    {128, 2, 16, 2, true},
+};
+enum { BENCHES = 3, CHECKS = DFCL_COUNT(cases) - BENCHES };
+
+static void patchify_case(struct dfcl_case *c, int i) {
+    struct dfcl_patchify *p = (struct dfcl_patchify *)c->params;
+    p->B = cases[i].B, p->C = cases[i].C, p->S = cases[i].S, p->p = cases[i].p;
+    snprintf(c->label, sizeof c->label, "B=%d C=%d S=%d p=%d", p->B, p->C, p->S, p->p);
+    uint64_t count = (uint64_t)p->B * (uint64_t)p->C * (uint64_t)p->S * (uint64_t)p->S;
+    dfcl_case_add(c, "img", &p->img, DFCL_F32, count, DFCL_IN);
+    dfcl_case_add(c, "cols", &p->cols, DFCL_F32, count, DFCL_OUT)->tol = 0;
+}
+
+static void unpatchify_case(struct dfcl_case *c, int i) {
+    struct dfcl_unpatchify *p = (struct dfcl_unpatchify *)c->params;
+    p->B = cases[i].B, p->C = cases[i].C, p->S = cases[i].S, p->p = cases[i].p, p->backward = cases[i].backward;
+    snprintf(c->label, sizeof c->label, "B=%d C=%d S=%d p=%d%s", p->B, p->C, p->S, p->p, p->backward ? " backward" : "");
+    uint64_t count = (uint64_t)p->B * (uint64_t)p->C * (uint64_t)p->S * (uint64_t)p->S;
+    dfcl_case_add(c, "tok", &p->tok, DFCL_F32, count, p->backward ? DFCL_OUT : DFCL_IN)->tol = 0;
+    dfcl_case_add(c, "img", &p->img, DFCL_F32, count, p->backward ? DFCL_IN : DFCL_OUT)->tol = 0;
+}
+
 /* ---- rows ---- */
 
 static double no_flops(const void *params) {
@@ -51,9 +108,11 @@ static double unpatchify_bytes(const void *params) {
 }
 
 static const struct dfcl_variant patchify_variants[] = {
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = patchify_portable},
     {.name = "host", .supports = dfcl_supports_host, .launch = patchify_host},
 };
 static const struct dfcl_variant unpatchify_variants[] = {
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = unpatchify_portable},
     {.name = "host", .supports = dfcl_supports_host, .launch = unpatchify_host},
 };
 
@@ -62,6 +121,9 @@ const struct dfcl_op dfcl_op_patchify = {
     .params_size = sizeof(struct dfcl_patchify),
     .variants = patchify_variants,
     .variant_count = DFCL_COUNT(patchify_variants),
+    .check_cases = CHECKS,
+    .bench_cases = BENCHES,
+    .make_case = patchify_case,
     .flops = no_flops,
     .bytes = patchify_bytes,
 };
@@ -70,6 +132,9 @@ const struct dfcl_op dfcl_op_unpatchify = {
     .params_size = sizeof(struct dfcl_unpatchify),
     .variants = unpatchify_variants,
     .variant_count = DFCL_COUNT(unpatchify_variants),
+    .check_cases = CHECKS,
+    .bench_cases = BENCHES,
+    .make_case = unpatchify_case,
     .flops = no_flops,
     .bytes = unpatchify_bytes,
 };

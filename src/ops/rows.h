@@ -17,6 +17,14 @@ static inline bool dfcl_on_kernels(const struct dfcl_device *dev) {
 static inline bool dfcl_on_cpu(const struct dfcl_device *dev) {
     return !strcmp(dev->info.backend, "opencl") && dev->info.type == DFCL_DEVICE_CPU;
 }
+/* Lanes of a float vector of the `_cpu` variants (DFCL_VW of cl/prelude_cpu.h), and the build option that says so. */
+static inline int dfcl_cpu_lanes(const struct dfcl_device *dev) {
+    return dev->info.vector_bits >= 512 ? 16 : dev->info.vector_bits >= 256 ? 8 : 4;
+}
+static inline const char *dfcl_cpu_options(const struct dfcl_device *dev) {
+    int lanes = dfcl_cpu_lanes(dev);
+    return lanes == 16 ? "-DDFCL_VW=16" : lanes == 8 ? "-DDFCL_VW=8" : "-DDFCL_VW=4";
+}
 static inline int64_t dfcl_ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }

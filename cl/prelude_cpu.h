@@ -1,0 +1,94 @@
+/* Third text of every `*_cpu.cl` program (OpenCL C only): one float vector type as wide as the processor's registers, and functions on it.
+ *
+ * The host passes DFCL_VW = 4, 8 or 16 (dfcl_cpu_options). Memory is read and written with vload/vstore, so 4-byte alignment is
+ * enough. Only +, -, *, / and integer operations: no fma, which is a slow library call on processors without the instruction. */
+#ifndef DFCL_VW
+#define DFCL_VW 8
+#endif
+#if DFCL_VW == 16
+typedef float16 vf;
+typedef int16 vi;
+#define VLD(p) vload16(0, p)
+#define VST(p, v) vstore16(v, 0, p)
+#define as_vf as_float16
+#define as_vi as_int16
+#elif DFCL_VW == 8
+typedef float8 vf;
+typedef int8 vi;
+#define VLD(p) vload8(0, p)
+#define VST(p, v) vstore8(v, 0, p)
+#define as_vf as_float8
+#define as_vi as_int8
+#else
+typedef float4 vf;
+typedef int4 vi;
+#define VLD(p) vload4(0, p)
+#define VST(p, v) vstore4(v, 0, p)
+#define as_vf as_float4
+#define as_vi as_int4
+#endif
+#define VS(a) ((vf)(a))
+
+/* Sum of the lanes, halves first. */
+DFCL_FN float dfcl_vsum(vf v) {
+#if DFCL_VW == 16
+    float8 h = v.lo + v.hi;
+    float4 a = h.lo + h.hi;
+#elif DFCL_VW == 8
+    float4 a = v.lo + v.hi;
+#else
+    float4 a = v;
+#endif
+    float2 b = a.lo + a.hi;
+    return b.x + b.y;
+}
+
+/* exp: x = n ln 2 + r with |r| <= ln(2)/2, e^r by the degree-5 polynomial of Cephes expf on top of 1 + r + r^2 p, times 2^n by adding n to the
+ * exponent. Relative error below 2e-7 in [-86, 88]; clamped outside (results 4e-38 and 1.6e38). NaN stays NaN. */
+DFCL_FN vf dfcl_vexp(vf x) {
+    x = x > VS(88.0f) ? VS(88.0f) : x;
+    x = x < VS(-86.0f) ? VS(-86.0f) : x;
+    vf t = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: the low bits of t hold n, rounded to nearest */
+    vf n = t - 12582912.0f;
+    vf r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vf p = VS(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return as_vf(as_vi(p) + (as_vi(t) << 23));
+}
+
+/* The activations of dialect.h. */
+DFCL_FN vf dfcl_vgelu(vf x) {
+    vf u2 = 1.5957691216057308f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + dfcl_vexp(-u2));
+}
+DFCL_FN vf dfcl_vgelu_grad(vf x) {
+    vf u2 = 1.5957691216057308f * (x + 0.044715f * x * x * x);
+    vf s = 1.0f / (1.0f + dfcl_vexp(-u2));
+    return s + x * s * (1.0f - s) * 1.5957691216057308f * (1.0f + 0.134145f * x * x);
+}
+DFCL_FN vf dfcl_vsilu(vf x) {
+    return x / (1.0f + dfcl_vexp(-x));
+}
+DFCL_FN vf dfcl_vsilu_grad(vf x) {
+    vf s = 1.0f / (1.0f + dfcl_vexp(-x));
+    return s * (1.0f + x * (1.0f - s));
+}
+
+/* The first n < DFCL_VW floats at p, zeros behind them; and the store of n lanes. For ragged ends. */
+DFCL_FN vf dfcl_vld_part(const GLOBAL float *p, int n) {
+    float t[DFCL_VW];
+    for (int i = 0; i < DFCL_VW; ++i)
+        t[i] = i < n ? p[i] : 0.0f;
+    return VLD(t);
+}
+DFCL_FN void dfcl_vst_part(GLOBAL float *p, vf v, int n) {
+    float t[DFCL_VW];
+    VST(t, v);
+    for (int i = 0; i < n; ++i)
+        p[i] = t[i];
+}
