@@ -70,6 +70,9 @@ dfcl_status dfcl_dit_get(struct dfcl_dit *dit, const struct dfcl_param *p, int d
 dfcl_status dfcl_dit_set_rows(struct dfcl_dit *dit, int first, int n, const float *values, dfcl_error *err);
 dfcl_status dfcl_dit_get_rows(struct dfcl_dit *dit, int first, int n, float *values, dfcl_error *err);
 
+/* Replaces the computed position table [tokens, hidden]. */
+dfcl_status dfcl_dit_set_positions(struct dfcl_dit *dit, const float *values, dfcl_error *err);
+
 /* Flat trained arrays: count of values, and refs (absent when nothing is trained). */
 int64_t dfcl_dit_trained(struct dfcl_dit *dit, struct dfcl_ref *values, struct dfcl_ref *grads);
 /* To be called after trained values changed (an optimizer step, an EMA swap): repacks trained weights that have packed copies. */

@@ -242,6 +242,12 @@ dfcl_status dfcl_dit_get_rows(struct dfcl_dit *dit, int first, int n, float *val
     return s || !n ? s : dfcl_read(dit->dev, values, at, (uint64_t)n * (uint64_t)dit->cfg.hidden * 4, err);
 }
 
+dfcl_status dfcl_dit_set_positions(struct dfcl_dit *dit, const float *values, dfcl_error *err) {
+    if (!dit->allocated)
+        return dfcl_fail(err, DFCL_ERROR, "positions set before memory was taken");
+    return dfcl_write(dit->dev, dit->pos, values, (uint64_t)dit->tokens * (uint64_t)dit->cfg.hidden * 4, err);
+}
+
 int64_t dfcl_dit_trained(struct dfcl_dit *dit, struct dfcl_ref *values, struct dfcl_ref *grads) {
     if (values)
         *values = dit->P;

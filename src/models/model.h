@@ -25,6 +25,7 @@ struct dfcl_base {
     struct dfcl_dit *table;
     struct dfcl_dit_config cfg;    /* as used: `input` and `pos_base` reflect params.input */
     int file_input;                /* the file's own resolution; 0: it does not say */
+    float *positions;              /* the file's pos_embed, or NULL: the table is computed */
     bool gammas;                   /* the file has gammas: they are folded into the weights as these are read */
     char **class_names;            /* cfg.classes names, or NULL: the file names none */
 };
@@ -104,8 +105,9 @@ dfcl_status dfcl_base_order(struct dfcl_dit *dit, struct dfcl_param ***out, int 
  * `dit` only lends its table. */
 dfcl_status dfcl_base_declare(struct dfcl_st_writer *w, struct dfcl_dit *dit, const struct dfcl_dit_config *cfg,
                               const char *const *class_names, enum dfcl_dtype dtype, dfcl_error *err);
+/* `positions`: those of the file it came from, NULL: the computed table. */
 dfcl_status dfcl_base_write_positions(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,
-                                      dfcl_error *err);
+                                      const float *positions, dfcl_error *err);
 
 /* ---- class names ---- */
 

@@ -1,0 +1,321 @@
+/* A base checkpoint on disk: what it is, and its values one tensor at a time. */
+#include "base/sha256.h"
+#include "formats/tensor_file.h"
+#include "models/model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- shape ---- */
+
+static const struct dfcl_tensor_view *need(const struct dfcl_base *b, const char *name, int ndim, dfcl_status *s, dfcl_error *err) {
+    const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, name);
+    if (!v)
+        *s = dfcl_fail(err, DFCL_FORMAT, "%s: no tensor %s: not a DiT checkpoint, or one with other names", b->path, name);
+    else if (v->ndim != ndim)
+        *s = dfcl_fail(err, DFCL_FORMAT, "%s: %s has %d dimensions, expected %d", b->path, name, v->ndim, ndim);
+    for (int i = 0; !*s && v && i < ndim; i++)
+        if (v->shape[i] < 1 || v->shape[i] > 1 << 24)
+            *s = dfcl_fail(err, DFCL_FORMAT, "%s: %s: dimension %d is %lld", b->path, name, i, (long long)v->shape[i]);
+    return *s ? NULL : v;
+}
+
+/* A whole number that the file, its training arguments or its config.json gives; 0: none. */
+static int number(const struct dfcl_base *b, const char *key) {
+    double v;
+    return dfcl_tensor_file_number(b->file, key, &v) && v >= 1 && v < 1 << 24 && v == (double)(int)v ? (int)v : 0;
+}
+
+/* A config.json beside a file may be another model's. */
+static bool contradicts(const struct dfcl_base *b, const char *key, int value) {
+    int v = number(b, key);
+    return v && v != value;
+}
+
+/* The number of heads shows in no shape: asked of the caller, of the file and its companions, then of the named sizes. */
+static dfcl_status find_heads(struct dfcl_base *b, const struct dfcl_model_params *params, dfcl_error *err) {
+    static const char *const keys[] = {"heads", "num_attention_heads", "num_heads"};
+    static const char *const sizes[] = {"DiT-S/2", "DiT-B/2", "DiT-L/2", "DiT-XL/2"};
+    struct dfcl_dit_config *c = &b->cfg, named = {0};
+    bool foreign = contradicts(b, "depth", c->depth) || contradicts(b, "hidden", c->hidden) || contradicts(b, "hidden_size", c->hidden) ||
+                   contradicts(b, "num_layers", c->depth);
+    c->heads = params->heads;
+    for (size_t i = 0; i < DFCL_COUNT(keys) && !c->heads && !foreign; i++)
+        c->heads = number(b, keys[i]);
+    for (size_t i = 0; i < DFCL_COUNT(sizes) && !c->heads; i++)
+        if (dfcl_dit_named(sizes[i], &named) && named.depth == c->depth && named.hidden == c->hidden)
+            c->heads = named.heads;
+    if (!c->heads)
+        return dfcl_fail(err, DFCL_USAGE,
+                         "%s: depth %d and width %d are no named size and the file does not say how many attention heads it has: "
+                         "give their number (--heads)",
+                         b->path, c->depth, c->hidden);
+    if (c->heads < 0 || c->hidden % c->heads)
+        return dfcl_fail(err, params->heads ? DFCL_USAGE : DFCL_FORMAT, "%s: %d heads do not divide the width %d", b->path, c->heads,
+                         c->hidden);
+    return DFCL_OK;
+}
+
+static dfcl_status find_input(struct dfcl_base *b, const struct dfcl_model_params *params, dfcl_error *err) {
+    struct dfcl_dit_config *c = &b->cfg;
+    const struct dfcl_tensor_view *pos = dfcl_tensor_file_find(b->file, "pos_embed");
+    if (pos) {
+        for (int n = 1; pos->ndim == 3 && n <= 4096 && (int64_t)n * n <= pos->shape[1]; n++)
+            if ((int64_t)n * n == pos->shape[1])
+                b->file_input = n * c->patch;
+        if (pos->ndim != 3 || pos->shape[0] != 1 || pos->shape[2] != c->hidden || !b->file_input) {
+            char got[96];
+            return dfcl_fail(err, DFCL_FORMAT, "%s: pos_embed is %s, expected [1, n*n, %d]", b->path,
+                             dfcl_shape_format(pos->shape, pos->ndim, got, sizeof got), c->hidden);
+        }
+    } else if ((b->file_input = number(b, "input")) == 0) {
+        b->file_input = number(b, "sample_size");
+    }
+    const char *scale = dfcl_tensor_file_meta(b->file, "positional_scale");
+    if (scale)
+        c->pos_base = strtod(scale, NULL);
+    c->input = params->input > 0 ? params->input : b->file_input;
+    if (!c->input)
+        return dfcl_fail(err, DFCL_USAGE, "%s: the file has no pos_embed and does not say the side of its latents: give it", b->path);
+    if (c->input % c->patch)
+        return dfcl_fail(err, params->input > 0 ? DFCL_USAGE : DFCL_FORMAT, "%s: input side %d is not a multiple of patch %d", b->path,
+                         c->input, c->patch);
+    /* Another resolution keeps the positions of the pre-trained grid and puts new ones in between (DiffFit, section 3.4). */
+    if (b->file_input && c->input != b->file_input && !(c->pos_base > 0))
+        c->pos_base = (double)(b->file_input / c->patch);
+    return DFCL_OK;
+}
+
+static dfcl_status find_shape(struct dfcl_base *b, const struct dfcl_model_params *params, dfcl_error *err) {
+    struct dfcl_dit_config *c = &b->cfg;
+    dfcl_status s = DFCL_OK;
+    const struct dfcl_tensor_view *v = need(b, "x_embedder.proj.weight", 4, &s, err);
+    if (s)
+        return s;
+    if (v->shape[2] != v->shape[3])
+        return dfcl_fail(err, DFCL_FORMAT, "%s: x_embedder.proj.weight has a patch of %lld x %lld, expected a square", b->path,
+                         (long long)v->shape[2], (long long)v->shape[3]);
+    c->hidden = (int)v->shape[0];
+    c->channels = (int)v->shape[1];
+    c->patch = (int)v->shape[2];
+    v = need(b, "y_embedder.embedding_table.weight", 2, &s, err);
+    if (s)
+        return s;
+    c->classes = (int)v->shape[0] - 1;
+    for (c->depth = 0; c->depth <= 1024; c->depth++) {
+        char name[64];
+        snprintf(name, sizeof name, "blocks.%d.attn.qkv.weight", c->depth);
+        if (!dfcl_tensor_file_find(b->file, name))
+            break;
+    }
+    if (!c->depth)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: no tensor blocks.0.attn.qkv.weight: not a DiT checkpoint", b->path);
+    if ((s = find_heads(b, params, err)) || (s = find_input(b, params, err)))
+        return s;
+    if ((s = dfcl_dit_config_check(c, err))) {
+        dfcl_error_prefix(err, "%s", b->path);
+        return s == DFCL_USAGE ? DFCL_FORMAT : s;
+    }
+    return DFCL_OK;
+}
+
+static dfcl_status check_tensors(struct dfcl_base *b, dfcl_error *err) {
+    int n;
+    struct dfcl_param *p = dfcl_dit_params(b->table, &n);
+    for (int i = 0; i < n; i++) {
+        dfcl_status s = DFCL_OK;
+        if (p[i].gamma && !dfcl_tensor_file_find(b->file, p[i].name))
+            continue;
+        const struct dfcl_tensor_view *v = need(b, p[i].name, p[i].ndim, &s, err);
+        if (s)
+            return s;
+        if (memcmp(v->shape, p[i].shape, (size_t)p[i].ndim * sizeof v->shape[0])) {
+            char want[96], got[96];
+            return dfcl_fail(err, DFCL_FORMAT, "%s: %s is %s, expected %s", b->path, p[i].name,
+                             dfcl_shape_format(v->shape, v->ndim, got, sizeof got),
+                             dfcl_shape_format(p[i].shape, p[i].ndim, want, sizeof want));
+        }
+        b->gammas = b->gammas || p[i].gamma;
+    }
+    return DFCL_OK;
+}
+
+/* Stored positions are used as they are at the file's own resolution: a 16-bit file holds them rounded, as its model was evaluated. */
+static dfcl_status read_positions(struct dfcl_base *b, dfcl_error *err) {
+    const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, "pos_embed");
+    if (!v || b->cfg.input != b->file_input)
+        return DFCL_OK;
+    if (!(b->positions = dfcl_calloc(b->ctx, (size_t)v->count, sizeof *b->positions, err)))
+        return DFCL_NOMEM;
+    return dfcl_tensor_file_read_f32(b->file, v, 0, v->count, b->positions, err);
+}
+
+dfcl_status dfcl_base_open(struct dfcl_base **out, const dfcl_context *ctx, const struct dfcl_model_params *params, dfcl_error *err) {
+    *out = NULL;
+    if (!params->path || !*params->path)
+        return dfcl_fail(err, DFCL_USAGE, "model: no path given");
+    struct dfcl_base *b = dfcl_calloc(ctx, 1, sizeof *b, err);
+    if (!b)
+        return DFCL_NOMEM;
+    b->ctx = ctx;
+    dfcl_status s = DFCL_NOMEM;
+    if (!(b->path = dfcl_strdup(ctx, params->path, err)) ||
+        (s = dfcl_tensor_file_open(&b->file, ctx, params->path, params->which, err)) || (s = find_shape(b, params, err)) ||
+        (s = dfcl_device_open(&b->host, ctx, "host", err)) ||
+        (s = dfcl_dit_create(&b->table, b->host, &b->cfg, &(struct dfcl_dit_options){.domains = 1}, err)) ||
+        (s = check_tensors(b, err)) || (s = read_positions(b, err)))
+        goto out;
+    const char *names = dfcl_tensor_file_meta(b->file, "class_names");
+    if (names) {
+        int count;
+        if ((s = dfcl_names_parse(ctx, names, params->path, &b->class_names, &count, err)))
+            goto out;
+        if (count != b->cfg.classes) {
+            dfcl_names_free(ctx, b->class_names, count);
+            b->class_names = NULL;
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: %d class names for %d classes", params->path, count, b->cfg.classes);
+            goto out;
+        }
+    }
+    *out = b;
+    b = NULL;
+out:
+    dfcl_base_close(&b);
+    return s;
+}
+
+void dfcl_base_close(struct dfcl_base **pb) {
+    struct dfcl_base *b = *pb;
+    if (!b)
+        return;
+    dfcl_names_free(b->ctx, b->class_names, b->cfg.classes);
+    dfcl_free(b->ctx, b->positions);
+    dfcl_dit_destroy(&b->table);
+    dfcl_device_close(&b->host);
+    dfcl_tensor_file_close(&b->file);
+    dfcl_free(b->ctx, b->path);
+    dfcl_free(b->ctx, b);
+    *pb = NULL;
+}
+
+/* ---- values ---- */
+
+void dfcl_fold_gammas(const struct dfcl_param *p, const float *const gamma[4], float *values) {
+    const char *part = strchr(p->name + 7, '.'); /* "blocks.12" then ".attn.qkv.weight" */
+    const float *a = NULL, *b = NULL;
+    if (p->block < 0 || !part)
+        return;
+    if (!strncmp(part, ".attn.qkv.", 10))
+        a = gamma[2];
+    else if (!strncmp(part, ".attn.proj.", 11))
+        a = gamma[3], b = gamma[0];
+    else if (!strncmp(part, ".mlp.fc2.", 9))
+        a = gamma[1];
+    int64_t rows = p->shape[0], cols = p->count / rows;
+    for (int64_t r = 0; (a || b) && r < rows; r++) {
+        float g = (a ? a[r] : 1.0f) * (b ? b[r] : 1.0f);
+        for (int64_t c = 0; c < cols; c++)
+            values[r * cols + c] *= g;
+    }
+}
+
+/* Folds the file's own gammas into one of its tensors. */
+static dfcl_status fold_own(struct dfcl_base *b, const struct dfcl_param *p, float *values, dfcl_error *err) {
+    static const char *const keys[4] = {"gamma1", "gamma2", "attn.gamma1", "attn.gamma2"};
+    float *gamma[4] = {0};
+    dfcl_status s = DFCL_OK;
+    if (!b->gammas || p->block < 0)
+        return DFCL_OK;
+    for (int i = 0; i < 4 && !s; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "blocks.%d.%s", p->block, keys[i]);
+        const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, name);
+        if (!v)
+            continue;
+        if (!(gamma[i] = dfcl_calloc(b->ctx, (size_t)v->count, sizeof(float), err)))
+            s = DFCL_NOMEM;
+        else
+            s = dfcl_tensor_file_read_f32(b->file, v, 0, v->count, gamma[i], err);
+    }
+    if (!s)
+        dfcl_fold_gammas(p, (const float *const[4]){gamma[0], gamma[1], gamma[2], gamma[3]}, values);
+    for (int i = 0; i < 4; i++)
+        dfcl_free(b->ctx, gamma[i]);
+    return s;
+}
+
+static dfcl_status hash_head(struct dfcl_sha256 *h, const struct dfcl_tensor_view *v, const char *name, dfcl_error *err) {
+    char text[256] = "";
+    dfcl_append(text, sizeof text, "%s\n%s\n", name, dfcl_dtype_name(v->dtype));
+    for (int i = 0; i < v->ndim; i++)
+        dfcl_append(text, sizeof text, "%s%lld", i ? "," : "", (long long)v->shape[i]);
+    dfcl_append(text, sizeof text, "\n");
+    return dfcl_sha256_update(h, text, strlen(text), err);
+}
+
+dfcl_status dfcl_base_stream(struct dfcl_base *b, dfcl_base_visit visit, void *user, char hash[65], dfcl_error *err) {
+    struct dfcl_param **p = NULL;
+    struct dfcl_sha256 h = {0};
+    float *values = NULL;
+    unsigned char *raw = NULL;
+    uint64_t most = 1, most_raw = 1;
+    int n;
+    if (!b->file)
+        return dfcl_fail(err, DFCL_ERROR, "%s: read after it was closed", b->path);
+    dfcl_status s = dfcl_base_order(b->table, &p, &n, err);
+    if (s)
+        return s;
+    for (int i = 0; i < n; i++) {
+        const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, p[i]->name);
+        most = DFCL_MAX(most, v->count);
+        most_raw = DFCL_MAX(most_raw, v->bytes);
+    }
+    s = DFCL_NOMEM;
+    if (!(values = dfcl_calloc(b->ctx, (size_t)most, sizeof *values, err)) || !(raw = dfcl_calloc(b->ctx, (size_t)most_raw, 1, err)) ||
+        (hash && (s = dfcl_sha256_init(&h, err))))
+        goto out;
+    s = DFCL_OK;
+    for (int i = 0; i < n && !s; i++) {
+        const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, p[i]->name);
+        s = dfcl_tensor_file_read_raw(b->file, v, raw, err);
+        if (!s && hash && !(s = hash_head(&h, v, p[i]->name, err)))
+            s = dfcl_sha256_update(&h, raw, (size_t)v->bytes, err);
+        if (!s && visit) {
+            if ((unsigned)v->dtype >= DFCL_DTYPE_COUNT) {
+                s = dfcl_fail(err, DFCL_FORMAT, "%s: %s has type %s, which is not supported", b->path, p[i]->name, v->type_name);
+                break;
+            }
+            dfcl_to_f32(v->dtype, raw, values, (size_t)v->count);
+            if (!(s = fold_own(b, p[i], values, err)))
+                s = visit(user, p[i], values, err);
+        }
+        dfcl_tensor_file_release(b->file, v);
+    }
+    if (!s && hash)
+        s = dfcl_sha256_finish(&h, hash, err);
+out:
+    dfcl_sha256_abort(&h);
+    dfcl_free(b->ctx, raw);
+    dfcl_free(b->ctx, values);
+    dfcl_free(b->ctx, p);
+    return s;
+}
+
+dfcl_status dfcl_base_read(struct dfcl_base *b, const char *name, float **values, dfcl_error *err) {
+    *values = NULL;
+    const struct dfcl_param *p = dfcl_dit_param(b->table, name);
+    const struct dfcl_tensor_view *v = b->file ? dfcl_tensor_file_find(b->file, name) : NULL;
+    if (!p || !v)
+        return dfcl_fail(err, DFCL_ERROR, "%s: no tensor %s to read", b->path, name);
+    if (!(*values = dfcl_calloc(b->ctx, (size_t)v->count, sizeof **values, err)))
+        return DFCL_NOMEM;
+    dfcl_status s = dfcl_tensor_file_read_f32(b->file, v, 0, v->count, *values, err);
+    if (!s)
+        s = fold_own(b, p, *values, err);
+    if (s) {
+        dfcl_free(b->ctx, *values);
+        *values = NULL;
+    }
+    return s;
+}

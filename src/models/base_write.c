@@ -1,0 +1,97 @@
+/* Writing a base: metadata, the order of the tensors, positions. Shared by init, merge and full fine-tuning. */
+#include "base/json.h"
+#include "formats/safetensors.h"
+#include "models/model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+dfcl_status dfcl_weight_dtype(const char *text, enum dfcl_dtype *out, dfcl_error *err) {
+    static const struct {
+        const char *name;
+        enum dfcl_dtype dtype;
+    } types[] = {{"f32", DFCL_F32}, {"f16", DFCL_F16}, {"bf16", DFCL_BF16}};
+    for (size_t i = 0; i < DFCL_COUNT(types); i++)
+        if (!text || !strcmp(text, types[i].name)) {
+            *out = types[i].dtype;
+            return DFCL_OK;
+        }
+    return dfcl_fail(err, DFCL_USAGE, "weight type \"%s\": expected f32, f16 or bf16", text);
+}
+
+static dfcl_status meta_number(struct dfcl_st_writer *w, const char *key, double v, dfcl_error *err) {
+    char text[32];
+    snprintf(text, sizeof text, "%.17g", v);
+    return dfcl_st_writer_meta(w, key, text, err);
+}
+
+dfcl_status dfcl_base_declare(struct dfcl_st_writer *w, struct dfcl_dit *dit, const struct dfcl_dit_config *cfg,
+                              const char *const *class_names, enum dfcl_dtype dtype, dfcl_error *err) {
+    const dfcl_context *ctx = dfcl_dit_device(dit)->ctx;
+    const char *name = dfcl_dit_name_of(cfg);
+    dfcl_status s;
+    if ((s = dfcl_st_writer_meta(w, "format", DFCL_BASE_FORMAT, err)) || (*name && (s = dfcl_st_writer_meta(w, "model", name, err))) ||
+        (s = meta_number(w, "heads", cfg->heads, err)) || (s = meta_number(w, "input", cfg->input, err)) ||
+        (cfg->pos_base > 0 && (s = meta_number(w, "positional_scale", cfg->pos_base, err))))
+        return s;
+    if (class_names) {
+        char *json;
+        if ((s = dfcl_names_json(ctx, (char *const *)class_names, cfg->classes, &json, err)))
+            return s;
+        s = dfcl_st_writer_meta(w, "class_names", json, err);
+        dfcl_free(ctx, json);
+        if (s)
+            return s;
+    }
+    int n, side = cfg->input / cfg->patch;
+    struct dfcl_param **p;
+    if ((s = dfcl_base_order(dit, &p, &n, err)))
+        return s;
+    /* The original stores its positions, and loads strictly. */
+    s = dfcl_st_writer_tensor(w, "pos_embed", dtype, (int64_t[]){1, (int64_t)side * side, cfg->hidden}, 3, err);
+    for (int i = 0; i < n && !s; i++) {
+        int64_t shape[4];
+        memcpy(shape, p[i]->shape, sizeof shape);
+        if (p[i]->kind == DFCL_PARAM_TABLE)
+            shape[0] = cfg->classes + 1; /* a delta may bring its own classes */
+        s = dfcl_st_writer_tensor(w, p[i]->name, dtype, shape, p[i]->ndim, err);
+    }
+    dfcl_free(ctx, p);
+    return s;
+}
+
+static int by_name(const void *a, const void *b) {
+    const struct dfcl_param *const *x = a, *const *y = b;
+    return strcmp((*x)->name, (*y)->name);
+}
+
+dfcl_status dfcl_base_order(struct dfcl_dit *dit, struct dfcl_param ***out, int *count, dfcl_error *err) {
+    int n;
+    struct dfcl_param *p = dfcl_dit_params(dit, &n);
+    *count = 0;
+    *out = dfcl_calloc(dfcl_dit_device(dit)->ctx, (size_t)n, sizeof **out, err);
+    if (!*out)
+        return DFCL_NOMEM;
+    for (int i = 0; i < n; i++)
+        if (!p[i].gamma)
+            (*out)[(*count)++] = &p[i];
+    qsort(*out, (size_t)*count, sizeof **out, by_name);
+    return DFCL_OK;
+}
+
+dfcl_status dfcl_base_write_positions(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,
+                                      const float *positions, dfcl_error *err) {
+    int side = cfg->input / cfg->patch;
+    size_t count = (size_t)side * (size_t)side * (size_t)cfg->hidden;
+    if (positions)
+        return dfcl_st_writer_f32(w, positions, count, err);
+    float *pos = dfcl_calloc(ctx, count, sizeof *pos, err);
+    if (!pos)
+        return DFCL_NOMEM;
+    dfcl_status s = dfcl_pos_embed(side, cfg->hidden, cfg->pos_base, pos, err);
+    if (!s)
+        s = dfcl_st_writer_f32(w, pos, count, err);
+    dfcl_free(ctx, pos);
+    return s;
+}
