@@ -1,0 +1,445 @@
+/* What a path holds: a base, a delta, a training run, a data set, a picture or an array. Findings are gathered as JSON; the text form
+ * prints the same object. */
+#include "base/json.h"
+#include "data/scan.h"
+#include "formats/tensor_file.h"
+#include "methods/delta.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LIMIT (64u << 20) /* of JSON files read whole */
+
+static bool has_entry(const dfcl_context *ctx, const char *dir, const char *name) {
+    char *p = dfcl_sprintf(ctx, NULL, "%s/%s", dir, name);
+    bool yes = p && dfcl_path_kind(p) != DFCL_PATH_NONE;
+    dfcl_free(ctx, p);
+    return yes;
+}
+
+static dfcl_status read_json(const dfcl_context *ctx, const char *path, cJSON **out, dfcl_error *err) {
+    char *data = NULL;
+    size_t size;
+    dfcl_status s = dfcl_file_read(ctx, path, LIMIT, &data, &size, err);
+    if (!s)
+        s = dfcl_json_parse(out, data, size, DFCL_JSON_LIMITS, path, err);
+    dfcl_free(ctx, data);
+    return s;
+}
+
+static void add_names(cJSON *o, char *const *names, int n) {
+    if (!names)
+        return;
+    cJSON *a = cJSON_AddArrayToObject(o, "class_names");
+    for (int i = 0; a && i < n; i++)
+        cJSON_AddItemToArray(a, cJSON_CreateString(names[i]));
+}
+
+static void add_shape(cJSON *o, const char *name, const int64_t *shape, int ndim) {
+    cJSON *a = cJSON_AddArrayToObject(o, name);
+    for (int i = 0; a && i < ndim; i++)
+        cJSON_AddItemToArray(a, cJSON_CreateNumber((double)shape[i]));
+}
+
+/* ---- tensor files ---- */
+
+static dfcl_status describe_base(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+    struct dfcl_base *b;
+    struct dfcl_model_params params = {.path = path};
+    bool heads = true;
+    char hash[65];
+    dfcl_status s = dfcl_base_open(&b, ctx, &params, err);
+    if (s == DFCL_USAGE) { /* the file leaves the heads open: describe the rest */
+        heads = false;
+        params.heads = 1;
+        s = dfcl_base_open(&b, ctx, &params, err);
+    }
+    if (s)
+        return s;
+    if (!(s = dfcl_base_stream(b, NULL, NULL, hash, err))) {
+        const struct dfcl_dit_config *c = &b->cfg;
+        const char *name = heads ? dfcl_dit_name_of(c) : "";
+        const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, "x_embedder.proj.weight");
+        double values = 0;
+        int n;
+        const struct dfcl_param *p = dfcl_dit_params(b->table, &n);
+        for (int i = 0; i < n; i++)
+            values += p[i].gamma ? 0 : (double)p[i].count;
+        cJSON_AddStringToObject(o, "kind", "base");
+        if (*name)
+            cJSON_AddStringToObject(o, "model", name);
+        cJSON_AddNumberToObject(o, "depth", c->depth);
+        cJSON_AddNumberToObject(o, "hidden", c->hidden);
+        if (heads)
+            cJSON_AddNumberToObject(o, "heads", c->heads);
+        cJSON_AddNumberToObject(o, "patch", c->patch);
+        cJSON_AddNumberToObject(o, "input", c->input);
+        cJSON_AddNumberToObject(o, "channels", c->channels);
+        cJSON_AddNumberToObject(o, "classes", c->classes);
+        cJSON_AddNumberToObject(o, "parameters", values);
+        if (c->pos_base > 0)
+            cJSON_AddNumberToObject(o, "positional_scale", c->pos_base);
+        cJSON_AddStringToObject(o, "dtype", v ? v->type_name : "");
+        cJSON_AddBoolToObject(o, "gammas", b->gammas);
+        cJSON_AddStringToObject(o, "base_hash", hash);
+        add_names(o, b->class_names, c->classes);
+    }
+    dfcl_base_close(&b);
+    return s;
+}
+
+static dfcl_status describe_delta(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+    struct dfcl_delta *d;
+    dfcl_status s = dfcl_delta_open(&d, ctx, path, err);
+    if (s)
+        return s;
+    double values = 0, gammas = 0;
+    for (size_t i = 0; i < dfcl_tensor_file_count(d->file); i++) {
+        const struct dfcl_tensor_view *v = dfcl_tensor_file_at(d->file, i);
+        values += (double)v->count;
+        gammas += strstr(v->name, "gamma") ? (double)v->count : 0;
+    }
+    cJSON_AddStringToObject(o, "kind", "delta");
+    cJSON_AddStringToObject(o, "method", d->method);
+    if (d->gamma_sites[0]) {
+        cJSON_AddStringToObject(o, "gamma_sites", d->gamma_sites);
+        cJSON_AddStringToObject(o, "gamma_blocks", d->gamma_blocks);
+    }
+    cJSON_AddNumberToObject(o, "tensors", (double)dfcl_tensor_file_count(d->file));
+    cJSON_AddNumberToObject(o, "values", values);
+    cJSON_AddNumberToObject(o, "gamma_values", gammas);
+    if (d->base_hash[0])
+        cJSON_AddStringToObject(o, "base_hash", d->base_hash);
+    if (d->input) {
+        cJSON_AddNumberToObject(o, "input", d->input);
+        cJSON_AddNumberToObject(o, "positional_scale", d->pos_base);
+    }
+    if (d->classes >= 0) {
+        cJSON_AddNumberToObject(o, "classes", d->classes);
+        cJSON_AddBoolToObject(o, "own_classes", d->own_classes);
+    }
+    add_names(o, d->class_names, d->classes);
+    cJSON *training = NULL;
+    if (d->training && !dfcl_json_parse(&training, d->training, strlen(d->training), DFCL_JSON_LIMITS, path, NULL))
+        cJSON_AddItemToObject(o, "training", training);
+    dfcl_delta_close(&d);
+    return DFCL_OK;
+}
+
+static dfcl_status describe_tensors(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+    struct dfcl_tensor_file *f;
+    dfcl_status s = dfcl_tensor_file_open(&f, ctx, path, NULL, err);
+    if (s)
+        return s;
+    const char *format = dfcl_tensor_file_meta(f, "format");
+    bool base = dfcl_tensor_file_find(f, "blocks.0.attn.qkv.weight") && dfcl_tensor_file_find(f, "x_embedder.proj.weight");
+    bool delta = (format && !strncmp(format, "difffit-cl delta", 16)) || (!base && dfcl_tensor_file_find(f, "blocks.0.gamma1"));
+    if (!base && !delta) {
+        cJSON_AddStringToObject(o, "kind", "tensors");
+        cJSON *a = cJSON_AddArrayToObject(o, "tensors");
+        for (size_t i = 0; a && i < dfcl_tensor_file_count(f); i++) {
+            const struct dfcl_tensor_view *v = dfcl_tensor_file_at(f, i);
+            cJSON *t = cJSON_CreateObject();
+            cJSON_AddItemToArray(a, t);
+            cJSON_AddStringToObject(t, "name", v->name);
+            cJSON_AddStringToObject(t, "dtype", v->type_name);
+            add_shape(t, "shape", v->shape, v->ndim);
+        }
+    }
+    dfcl_tensor_file_close(&f);
+    return delta ? describe_delta(ctx, path, o, err) : base ? describe_base(ctx, path, o, err) : DFCL_OK;
+}
+
+/* ---- pictures and arrays ---- */
+
+/* Bytes of strangers as JSON may hold them. */
+static void make_printable(char *s) {
+    for (size_t n = strlen(s); *s;) {
+        int k = dfcl_utf8_len((const unsigned char *)s, n);
+        if (!k)
+            *s = '?', k = 1;
+        s += k;
+        n -= (size_t)k;
+    }
+}
+
+static uint32_t be32(const unsigned char *p) {
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+/* Size and text chunks of a PNG: what a sampled picture says of how it was drawn. */
+static void describe_png(const struct dfcl_map *m, cJSON *o) {
+    cJSON_AddStringToObject(o, "kind", "picture");
+    cJSON *text = NULL;
+    for (uint64_t at = 8; m->size >= 12 && at <= m->size - 12;) {
+        uint32_t n = be32(m->data + at);
+        const unsigned char *type = m->data + at + 4, *body = m->data + at + 8;
+        if (n > m->size - at - 12)
+            break;
+        if (!memcmp(type, "IHDR", 4) && n >= 13) {
+            cJSON_AddNumberToObject(o, "width", be32(body));
+            cJSON_AddNumberToObject(o, "height", be32(body + 4));
+            cJSON_AddNumberToObject(o, "bit_depth", body[8]);
+        } else if (!memcmp(type, "tEXt", 4) && n < 1u << 16) {
+            const unsigned char *zero = memchr(body, 0, n);
+            char key[80], value[4096];
+            if (zero && zero - body < (ptrdiff_t)sizeof key) {
+                snprintf(key, sizeof key, "%s", (const char *)body);
+                snprintf(value, sizeof value, "%.*s", (int)(body + n - zero - 1), (const char *)zero + 1);
+                make_printable(key);
+                make_printable(value);
+                if (!text)
+                    text = cJSON_AddObjectToObject(o, "text");
+                if (text)
+                    cJSON_AddStringToObject(text, key, value);
+            }
+        } else if (!memcmp(type, "IDAT", 4) || !memcmp(type, "IEND", 4)) {
+            break;
+        }
+        at += 12u + (uint64_t)n;
+    }
+}
+
+/* Header of a NumPy array: version, length, then a Python dictionary. */
+static dfcl_status describe_npy(const struct dfcl_map *m, const char *path, cJSON *o, dfcl_error *err) {
+    size_t at = m->size > 10 && m->data[6] >= 2 ? 12 : 10;
+    size_t n = m->size > at ? (size_t)m->data[8] | (size_t)m->data[9] << 8 : 0;
+    char text[512];
+    if (at == 12 && m->size > at)
+        n |= (size_t)m->data[10] << 16 | (size_t)m->data[11] << 24;
+    if (!n || n > m->size - at || n >= sizeof text)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: the header of a NumPy array is cut short or longer than %zu bytes", path, sizeof text);
+    memcpy(text, m->data + at, n);
+    text[n] = 0;
+    cJSON_AddStringToObject(o, "kind", "array");
+    char *descr = strstr(text, "'descr'"), *shape = strstr(text, "'shape'"), *p;
+    if (descr && (p = strchr(descr + 7, '\'')) != NULL) {
+        p[1 + strcspn(p + 1, "'")] = 0;
+        cJSON_AddStringToObject(o, "dtype", p + 1);
+    }
+    cJSON *a = cJSON_AddArrayToObject(o, "shape");
+    if (shape && (p = strchr(shape, '(')) != NULL)
+        for (p++; *p && *p != ')';) {
+            char *end;
+            double v = strtod(p, &end);
+            if (end == p)
+                break;
+            cJSON_AddItemToArray(a, cJSON_CreateNumber(v));
+            p = end + strspn(end, ", ");
+        }
+    return DFCL_OK;
+}
+
+static dfcl_status describe_file(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+    struct dfcl_map m;
+    dfcl_status s = dfcl_map_open(&m, path, err);
+    if (s)
+        return s;
+    bool png = m.size >= 8 && !memcmp(m.data, "\x89PNG\r\n\x1a\n", 8), npy = m.size >= 6 && !memcmp(m.data, "\x93NUMPY", 6);
+    cJSON_AddNumberToObject(o, "bytes", (double)m.size);
+    if (png)
+        describe_png(&m, o);
+    else if (npy)
+        s = describe_npy(&m, path, o, err);
+    dfcl_map_close(&m);
+    return png || npy ? s : describe_tensors(ctx, path, o, err);
+}
+
+/* ---- folders ---- */
+
+/* The last complete line of metrics.jsonl, NULL if there is none. */
+static cJSON *last_metrics(const dfcl_context *ctx, const char *path) {
+    struct dfcl_map map;
+    cJSON *out = NULL;
+    if (dfcl_map_open(&map, path, NULL))
+        return NULL;
+    uint64_t end = map.size;
+    while (end && map.data[end - 1] != '\n')
+        end--; /* a line that is being written */
+    uint64_t begin = end ? end - 1 : 0;
+    while (begin && map.data[begin - 1] != '\n')
+        begin--;
+    if (end > begin && end - begin < 1u << 16)
+        (void)!dfcl_json_parse(&out, (const char *)map.data + begin, (size_t)(end - begin), DFCL_JSON_LIMITS, path, NULL);
+    dfcl_map_close(&map);
+    return out;
+}
+
+static dfcl_status describe_run(const dfcl_context *ctx, const char *path, cJSON *config, cJSON *o, dfcl_error *err) {
+    cJSON_AddStringToObject(o, "kind", "run");
+    char *p = dfcl_sprintf(ctx, err, "%s/metrics.jsonl", path);
+    if (!p)
+        return DFCL_NOMEM;
+    cJSON *last = last_metrics(ctx, p);
+    dfcl_free(ctx, p);
+    int64_t step = 0, steps = 0;
+    bool known = dfcl_json_int(dfcl_json_get(config, "steps"), 0, (int64_t)1 << 50, &steps);
+    if (last)
+        dfcl_json_int(dfcl_json_get(last, "step"), 0, (int64_t)1 << 50, &step);
+    cJSON_AddNumberToObject(o, "step", (double)step);
+    if (known)
+        cJSON_AddNumberToObject(o, "steps", (double)steps);
+    cJSON_AddBoolToObject(o, "finished", has_entry(ctx, path, "delta.safetensors") || has_entry(ctx, path, "model.safetensors"));
+    cJSON *marks = cJSON_AddArrayToObject(o, "checkpoints");
+    struct dfcl_list list = {0};
+    if (!(p = dfcl_sprintf(ctx, err, "%s/checkpoints", path))) {
+        cJSON_Delete(last);
+        return DFCL_NOMEM;
+    }
+    if (dfcl_path_kind(p) == DFCL_PATH_DIR && !dfcl_list_dir(ctx, p, &list, NULL))
+        for (size_t i = 0; i < list.count; i++)
+            if (!strncmp(list.names[i], "step-", 5))
+                cJSON_AddItemToArray(marks, cJSON_CreateString(list.names[i]));
+    dfcl_list_free(ctx, &list);
+    dfcl_free(ctx, p);
+    if (last)
+        cJSON_AddItemToObject(o, "last_metrics", last);
+    cJSON_AddItemToObject(o, "config", cJSON_Duplicate(config, 1));
+    return DFCL_OK;
+}
+
+static dfcl_status describe_data(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+    struct dfcl_scan scan = {0};
+    dfcl_status s = dfcl_scan_folder(ctx, path, &scan, err);
+    if (s)
+        return s;
+    cJSON_AddStringToObject(o, "kind", scan.latent ? "latents" : "pictures");
+    cJSON_AddNumberToObject(o, "samples", (double)scan.count);
+    size_t *counts = dfcl_calloc(ctx, scan.classes.count + 1, sizeof *counts, err);
+    if (!counts) {
+        dfcl_scan_free(ctx, &scan);
+        return DFCL_NOMEM;
+    }
+    bool labelled = true; /* latents: labels lie in files of their own, not read here */
+    for (size_t i = 0; i < scan.count; i++) {
+        int label = scan.items[i].label;
+        labelled = labelled && label >= 0 && (size_t)label < scan.classes.count;
+        if (labelled)
+            counts[label]++;
+    }
+    if (scan.classes.count) {
+        cJSON *a = cJSON_AddArrayToObject(o, "classes");
+        for (size_t i = 0; a && i < scan.classes.count; i++) {
+            cJSON *c = cJSON_CreateObject();
+            cJSON_AddItemToArray(a, c);
+            cJSON_AddStringToObject(c, "name", scan.classes.names[i]);
+            if (labelled)
+                cJSON_AddNumberToObject(c, "samples", (double)counts[i]);
+        }
+    }
+    dfcl_free(ctx, counts);
+    dfcl_scan_free(ctx, &scan);
+    return DFCL_OK;
+}
+
+static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+    cJSON *config = NULL;
+    if (has_entry(ctx, path, "config.json")) {
+        char *p = dfcl_sprintf(ctx, err, "%s/config.json", path);
+        dfcl_status s = p ? read_json(ctx, p, &config, err) : DFCL_NOMEM;
+        dfcl_free(ctx, p);
+        if (s)
+            return s;
+    }
+    const cJSON *format = dfcl_json_get(config, "format"), *class = dfcl_json_get(config, "_class_name");
+    dfcl_status s;
+    if (cJSON_IsString(format) && !strncmp(format->valuestring, "difffit-cl run", 14)) {
+        s = describe_run(ctx, path, config, o, err);
+    } else if (cJSON_IsString(class) && !strcmp(class->valuestring, "AutoencoderKL")) {
+        cJSON_AddStringToObject(o, "kind", "vae");
+        cJSON_AddItemToObject(o, "config", cJSON_Duplicate(config, 1));
+        s = DFCL_OK;
+    } else if (cJSON_IsString(class) || has_entry(ctx, path, "model_index.json") || has_entry(ctx, path, "transformer")) {
+        s = describe_base(ctx, path, o, err);
+    } else {
+        s = describe_data(ctx, path, o, err);
+    }
+    cJSON_Delete(config);
+    return s;
+}
+
+/* ---- text ---- */
+
+static void print_value(struct dfcl_text *t, const cJSON *v, int indent);
+
+static void print_object(struct dfcl_text *t, const cJSON *o, int indent) {
+    const cJSON *v;
+    cJSON_ArrayForEach(v, o) {
+        dfcl_text_addf(t, "%*s%-*s ", indent, "", 18 - indent, v->string);
+        print_value(t, v, indent);
+    }
+}
+
+static void print_value(struct dfcl_text *t, const cJSON *v, int indent) {
+    if (cJSON_IsObject(v)) {
+        dfcl_text_addf(t, "\n");
+        print_object(t, v, indent + 2);
+    } else if (cJSON_IsArray(v)) {
+        int i = 0;
+        const cJSON *e;
+        cJSON_ArrayForEach(e, v) {
+            if (cJSON_IsObject(e)) { /* one line each */
+                const cJSON *f;
+                dfcl_text_addf(t, "\n%*s", indent + 2, "");
+                cJSON_ArrayForEach(f, e) {
+                    char *s = cJSON_PrintUnformatted(f);
+                    dfcl_text_addf(t, "%s  ", cJSON_IsString(f) ? f->valuestring : s ? s : "");
+                    cJSON_free(s);
+                }
+            } else if (cJSON_IsString(e)) {
+                dfcl_text_addf(t, "%s%s", i ? ", " : "", e->valuestring);
+            } else {
+                dfcl_text_addf(t, "%s%.10g", i ? ", " : "", cJSON_GetNumberValue(e));
+            }
+            i++;
+        }
+        dfcl_text_addf(t, "\n");
+    } else if (cJSON_IsString(v)) {
+        dfcl_text_addf(t, "%s\n", v->valuestring);
+    } else if (cJSON_IsBool(v)) {
+        dfcl_text_addf(t, "%s\n", cJSON_IsTrue(v) ? "yes" : "no");
+    } else if (cJSON_IsNumber(v)) {
+        dfcl_text_addf(t, "%.10g\n", v->valuedouble);
+    } else {
+        dfcl_text_addf(t, "-\n");
+    }
+}
+
+dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int json, char **out, dfcl_error *err) {
+    *out = NULL;
+    enum dfcl_path_kind kind = dfcl_path_kind(path);
+    cJSON *o = cJSON_CreateObject();
+    dfcl_status s;
+    if (!o)
+        return dfcl_fail(err, DFCL_NOMEM, "%s: out of memory", path);
+    cJSON_AddStringToObject(o, "path", path);
+    if (kind == DFCL_PATH_NONE)
+        s = dfcl_fail(err, DFCL_IO, "%s: no such file or folder", path);
+    else if (kind == DFCL_PATH_DIR)
+        s = describe_folder(ctx, path, o, err);
+    else
+        s = describe_file(ctx, path, o, err);
+    if (!s) {
+        struct dfcl_text t = {.ctx = ctx};
+        if (json) {
+            char *p = cJSON_Print(o);
+            if (p)
+                dfcl_text_addf(&t, "%s\n", p);
+            cJSON_free(p);
+        } else {
+            print_object(&t, o, 0);
+        }
+        *out = t.failed || !t.s ? NULL : dfcl_strdup(ctx, t.s, err);
+        dfcl_text_finish(&t);
+        if (!*out)
+            s = dfcl_fail(err, DFCL_NOMEM, "%s: out of memory", path);
+    }
+    cJSON_Delete(o);
+    return s;
+}
+
+void dfcl_text_free(const dfcl_context *ctx, char *text) {
+    dfcl_free(ctx, text);
+}
