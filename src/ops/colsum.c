@@ -12,9 +12,6 @@ static dfcl_status check(const void *params, dfcl_error *err) {
     return DFCL_OK;
 }
 
-static bool host_supports(const struct dfcl_device *dev, const void *params) {
-    return dfcl_linear_on_host(dev);
-}
 static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     dfcl_status s = check(params, err);
     return s ? s : dfcl_colsum_host(dev, params, err);
@@ -48,7 +45,7 @@ static double bytes(const void *params) {
 }
 
 static const struct dfcl_variant variants[] = {
-    {.name = "host", .supports = host_supports, .launch = host_launch},
+    {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 
 const struct dfcl_op dfcl_op_colsum = {

@@ -5,18 +5,10 @@
 #include <string.h>
 
 #include "ops/case.h"
+#include "ops/rows.h"
 
 #define DFCL_PANEL 48 /* columns of a panel of DFCL_PANEL48 */
 
-static inline bool dfcl_linear_on_host(const struct dfcl_device *dev) {
-    return !strcmp(dev->be->name, "host");
-}
-static inline bool dfcl_linear_on_cpu(const struct dfcl_device *dev) {
-    return !strcmp(dev->be->name, "opencl") && dev->info.type == DFCL_DEVICE_CPU;
-}
-static inline int dfcl_ceil_div(int a, int b) {
-    return (a + b - 1) / b;
-}
 /* Elements of the packed form of a [N, K] matrix. */
 static inline uint64_t dfcl_panel_count(int N, int K) {
     return (uint64_t)dfcl_ceil_div(N, DFCL_PANEL) * DFCL_PANEL * (uint64_t)K;

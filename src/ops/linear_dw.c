@@ -1,6 +1,7 @@
 /* Gradient of a trained matrix: dw += dy^T x. */
 #include <stdio.h>
 
+#include "ops/linear_cpu.h"
 #include "ops/linear_ref.h"
 
 static dfcl_status check(const void *params, dfcl_error *err) {
@@ -12,12 +13,16 @@ static dfcl_status check(const void *params, dfcl_error *err) {
     return DFCL_OK;
 }
 
-static bool host_supports(const struct dfcl_device *dev, const void *params) {
-    return dfcl_linear_on_host(dev);
-}
 static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_dw_host(dev, params, err);
+}
+static uint64_t cpu_scratch(const struct dfcl_device *dev, const void *params) {
+    return dfcl_linear_dw_cpu_scratch(dev, params);
+}
+static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    dfcl_status s = check(params, err);
+    return s ? s : dfcl_linear_dw_cpu(dev, params, err);
 }
 
 static const struct {
@@ -57,7 +62,8 @@ static double bytes(const void *params) {
 }
 
 static const struct dfcl_variant variants[] = {
-    {.name = "host", .supports = host_supports, .launch = host_launch},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .scratch = cpu_scratch, .launch = cpu_launch},
+    {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 
 const struct dfcl_op dfcl_op_linear_dw = {

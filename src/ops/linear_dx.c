@@ -1,6 +1,7 @@
 /* Gradient of a linear layer's input, with the derivative of the activation before it. */
 #include <stdio.h>
 
+#include "ops/linear_cpu.h"
 #include "ops/linear_ref.h"
 
 static dfcl_status check(const void *params, dfcl_error *err) {
@@ -13,12 +14,13 @@ static dfcl_status check(const void *params, dfcl_error *err) {
     return s;
 }
 
-static bool host_supports(const struct dfcl_device *dev, const void *params) {
-    return dfcl_linear_on_host(dev);
-}
 static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_dx_host(dev, params, err);
+}
+static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    dfcl_status s = check(params, err);
+    return s ? s : dfcl_linear_dx_cpu(dev, params, err);
 }
 
 /* ---- cases ---- */
@@ -95,7 +97,8 @@ static double bytes(const void *params) {
 }
 
 static const struct dfcl_variant variants[] = {
-    {.name = "host", .supports = host_supports, .launch = host_launch},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
+    {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 
 const struct dfcl_op dfcl_op_linear_dx = {

@@ -1,6 +1,7 @@
 /* Linear layer with fused epilogues: bias, activation, scale vectors per domain, gated residual. */
 #include <stdio.h>
 
+#include "ops/linear_cpu.h"
 #include "ops/linear_ref.h"
 
 static dfcl_status check(const void *params, dfcl_error *err) {
@@ -15,12 +16,13 @@ static dfcl_status check(const void *params, dfcl_error *err) {
     return DFCL_OK;
 }
 
-static bool host_supports(const struct dfcl_device *dev, const void *params) {
-    return dfcl_linear_on_host(dev);
-}
 static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_fwd_host(dev, params, err);
+}
+static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    dfcl_status s = check(params, err);
+    return s ? s : dfcl_linear_fwd_cpu(dev, params, err);
 }
 
 /* ---- cases ---- */
@@ -98,7 +100,7 @@ static void make_case(struct dfcl_case *c, int index) {
     unsigned f = bench ? benches[i].flags : checks[i].flags;
     int M = p->M = bench ? benches[i].M : checks[i].M, N = p->w.N = bench ? benches[i].N : checks[i].N;
     int K = p->K = p->w.K = bench ? benches[i].K : checks[i].K, T = p->T = bench ? benches[i].T : checks[i].T;
-    int samples = dfcl_ceil_div(M, T);
+    int samples = (int)dfcl_ceil_div(M, T);
     uint64_t MN = (uint64_t)M * (uint64_t)N;
     p->act = bench ? benches[i].act : checks[i].act;
     p->w.dtype = bench ? DFCL_F32 : checks[i].dtype;
@@ -150,7 +152,8 @@ static double bytes(const void *params) {
 }
 
 static const struct dfcl_variant variants[] = {
-    {.name = "host", .supports = host_supports, .launch = host_launch},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
+    {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 
 const struct dfcl_op dfcl_op_linear_fwd = {

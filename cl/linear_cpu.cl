@@ -1,0 +1,466 @@
+/* The linear layer on CPUs: forward, gradient of the input, gradient of the matrix. OpenCL only; one work-item a group.
+ *
+ *   forward  C[m,n] = sum_k x[m,k]  W[n,k]   then the epilogue of linear_fwd
+ *   dx       C[m,k] = sum_n dy[m,n] W[n,k]   times act'(pre), written or added
+ *   dw       C[n,k] = sum_m dy[m,n] x[m,k]   added, or stored as a slice of the sum
+ *
+ * One work-item computes a strip of 48 columns x `rb` rows of C with a register tile of TM rows x NV vectors: NV vectors of B and one
+ * broadcast value of A are live beside the TM * NV sums, which fills the vector registers without spilling. The sum runs innermost.
+ *
+ * B, [sum][48 columns], is read where it lies when the weight is packed for forward (KIND 0: panels [N/48][K][48]); it streams from the
+ * second-level cache. Every other form is brought into this layout block by block, TB steps of the sum at a time, in private memory, and
+ * the unfinished sums wait in private memory too:
+ *   KIND 1  forward from row-major W: blocks transposed in registers      KIND 2  dx from panels: transposed likewise
+ *   KIND 3  dx from row-major W: copied                                   KIND 4  dw: x copied, dy read down its columns
+ *   KIND 5  no product: row-major W to panels
+ * So one packed copy serves forward and dx, and a matrix that is being trained needs none.
+ *
+ * Options: -DKIND, -DVW (floats in a vector: 16, 8, 4), -DWTYPE (row-major weight: 0 f32, 1 bf16, 2 f16). */
+#ifndef VW
+#define VW 16
+#endif
+#ifndef WTYPE
+#define WTYPE 0
+#endif
+
+#if VW == 16 /* 32 registers of 512 bits: 24 sums */
+#define TM 8
+#define NV 3
+typedef float16 fv;
+typedef int16 iv;
+#define LD(p) vload16(0, p)
+#define ST(v, p) vstore16(v, 0, p)
+#define TO_INT(v) convert_int16(v)
+#define AS_FLOAT(v) as_float16(v)
+#define LD_BF(p) as_float16(convert_uint16(vload16(0, p)) << 16)
+#define LD_HALF(p) vload_half16(0, (GLOBAL const half *)(p))
+#define LOW(a, b) \
+    (fv)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3, a.s4, b.s4, a.s5, b.s5, a.s6, b.s6, a.s7, b.s7)
+#define HIGH(a, b) \
+    (fv)(a.s8, b.s8, a.s9, b.s9, a.sa, b.sa, a.sb, b.sb, a.sc, b.sc, a.sd, b.sd, a.se, b.se, a.sf, b.sf)
+#elif VW == 8 /* 16 registers of 256 bits: 12 sums */
+#define TM 6
+#define NV 2
+typedef float8 fv;
+typedef int8 iv;
+#define LD(p) vload8(0, p)
+#define ST(v, p) vstore8(v, 0, p)
+#define TO_INT(v) convert_int8(v)
+#define AS_FLOAT(v) as_float8(v)
+#define LD_BF(p) as_float8(convert_uint8(vload8(0, p)) << 16)
+#define LD_HALF(p) vload_half8(0, (GLOBAL const half *)(p))
+#define LOW(a, b) (fv)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3)
+#define HIGH(a, b) (fv)(a.s4, b.s4, a.s5, b.s5, a.s6, b.s6, a.s7, b.s7)
+#else /* 128 bits: 16 registers (x86) or 32 (Arm) */
+#define TM 6
+#ifdef __aarch64__
+#define NV 4
+#else
+#define NV 2
+#endif
+typedef float4 fv;
+typedef int4 iv;
+#define LD(p) vload4(0, p)
+#define ST(v, p) vstore4(v, 0, p)
+#define TO_INT(v) convert_int4(v)
+#define AS_FLOAT(v) as_float4(v)
+#define LD_BF(p) as_float4(convert_uint4(vload4(0, p)) << 16)
+#define LD_HALF(p) vload_half4(0, (GLOBAL const half *)(p))
+#define LOW(a, b) (fv)(a.s0, b.s0, a.s1, b.s1)
+#define HIGH(a, b) (fv)(a.s2, b.s2, a.s3, b.s3)
+#endif
+#define CW (NV * VW) /* columns of a tile; divides 48 */
+
+/* Where there is no fused instruction, fma() would be a library call per value. */
+#if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__) || defined(__ARM_FEATURE_FMA)
+#define MULADD(a, b, c) fma(a, b, c)
+#else
+#define MULADD(a, b, c) ((a) * (b) + (c))
+#endif
+
+#define PANEL 48
+#define TB 288     /* steps of the sum in a private block of B: a multiple of 48 */
+#define RB_MAX 256 /* rows of an item in the blocked kinds; ops/linear_cpu.c has the same number */
+
+/* Vectors with a ragged end: lanes past n are 0 on load, left alone on store. */
+DFCL_FN fv ld_part(GLOBAL const float *p, int n) {
+    if (n >= VW)
+        return LD(p);
+    float t[VW];
+    for (int i = 0; i < VW; ++i)
+        t[i] = i < n ? p[i] : 0.0f;
+    return LD(t);
+}
+DFCL_FN void st_part(fv v, GLOBAL float *p, int n) {
+    if (n >= VW) {
+        ST(v, p);
+        return;
+    }
+    float t[VW];
+    ST(v, t);
+    for (int i = 0; i < n; ++i)
+        p[i] = t[i];
+}
+
+/* exp with a relative error of 1e-7: x = n ln2 + r, ln2 in two parts, a polynomial fitted to (exp(r) - 1 - r) / r^2 on |r| <= ln2 / 2. */
+DFCL_FN fv vexp(fv x) {
+    x = clamp(x, -87.0f, 88.0f);
+    fv n = x * 1.44269504f + 12582912.0f;
+    n = n - 12582912.0f; /* rounds to the nearest integer */
+    fv r = MULADD(n, (fv)(-0.693359375f), x);
+    r = MULADD(n, (fv)(2.12194440e-4f), r);
+    fv q = MULADD(r, (fv)(0.0013813145f), (fv)(0.008369419f));
+    q = MULADD(q, r, (fv)(0.041668456f));
+    q = MULADD(q, r, (fv)(0.16666515f));
+    q = MULADD(q, r, (fv)(0.49999994f));
+    q = MULADD(q, r * r, r) + 1.0f;
+    return q * AS_FLOAT((TO_INT(n) + 127) << 23);
+}
+/* enum dfcl_act: 1 gelu (tanh form), 2 silu; formulas as in dialect.h */
+DFCL_FN fv act_of(int act, fv x) {
+    fv u = act == 1 ? 1.5957691216057308f * (x + 0.044715f * x * x * x) : x;
+    return x / (1.0f + vexp(-u));
+}
+DFCL_FN fv act_grad(int act, fv x) {
+    fv xx = x * x;
+    fv u = act == 1 ? 1.5957691216057308f * (x + 0.044715f * x * xx) : x;
+    fv du = act == 1 ? 1.5957691216057308f * (1.0f + 0.134145f * xx) : (fv)(1.0f);
+    fv s = 1.0f / (1.0f + vexp(-u));
+    return s + x * s * (1.0f - s) * du;
+}
+
+/* ---- the register tile ---- */
+
+#if KIND != 5
+#if KIND == 0
+#define B_SPACE GLOBAL
+#else
+#define B_SPACE __private
+#endif
+#if KIND == 4 /* A down its columns */
+#define A_ROW(a, i, lda) ((a) + (i))
+#define A_STEP(lda) (lda)
+#else
+#define A_ROW(a, i, lda) ((a) + (dfcl_i64)(i) * (lda))
+#define A_STEP(lda) 1
+#endif
+
+/* c[MM][V * VW] (rows 48 apart) = (resume ? c : 0) + A B over n steps; rows past `rows` repeat the last one. */
+#define MICRO(NAME, MM, V)                                                                                                              \
+    DFCL_FN void NAME(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const float *b, int n, float *c, int resume) {           \
+        GLOBAL const float *ar[MM];                                                                                                    \
+        fv s[MM][V];                                                                                                                   \
+        __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i) {                                                             \
+            ar[i] = A_ROW(a, min(i, rows - 1), lda);                                                                                   \
+            __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = 0.0f;                                            \
+        }                                                                                                                              \
+        if (resume)                                                                                                                    \
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i)                                                           \
+                __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = LD(c + i * PANEL + j * VW);                  \
+        dfcl_i64 at = 0;                                                                                                               \
+        for (int k = 0; k < n; ++k) {                                                                                                  \
+            fv bv[V];                                                                                                                  \
+            __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) bv[j] = LD(b + j * VW);                                    \
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i) {                                                         \
+                fv av = (fv)(ar[i][at]);                                                                                               \
+                __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = MULADD(av, bv[j], s[i][j]);                  \
+            }                                                                                                                          \
+            b += PANEL;                                                                                                                \
+            at += A_STEP(lda);                                                                                                         \
+        }                                                                                                                              \
+        __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i)                                                               \
+            __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) ST(s[i][j], c + i * PANEL + j * VW);                       \
+    }
+MICRO(micro_full, TM, NV)
+MICRO(micro_4, 4, NV)
+MICRO(micro_2, 2, NV)
+MICRO(micro_1, 1, NV)
+#if NV == 3
+MICRO(micro_v2, TM, 2)
+MICRO(micro_v1, TM, 1)
+#endif
+
+/* All chunks of `cols` columns for up to TM rows. Few rows get a tile of their own: a vector times a matrix is bound by memory. */
+DFCL_FN void tile(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const float *b, int n, float *c, int cols, int resume) {
+#if NV == 3
+    if (cols <= VW) {
+        micro_v1(a, lda, rows, b, n, c, resume);
+        return;
+    }
+    if (cols <= 2 * VW) {
+        micro_v2(a, lda, rows, b, n, c, resume);
+        return;
+    }
+#endif
+    for (int j = 0; j < cols; j += CW) {
+        if (rows > 4)
+            micro_full(a, lda, rows, b + j, n, c + j, resume);
+        else if (rows > 2)
+            micro_4(a, lda, rows, b + j, n, c + j, resume);
+        else if (rows == 2)
+            micro_2(a, lda, rows, b + j, n, c + j, resume);
+        else
+            micro_1(a, lda, rows, b + j, n, c + j, resume);
+    }
+}
+#endif
+
+/* ---- blocks of B: s[TB][48] from the form at hand ---- */
+
+#if KIND == 1 || KIND >= 3
+#if WTYPE == 1
+#define WT ushort
+#define LD_W(p) LD_BF(p)
+#define ONE_W(p) dfcl_bf2f(*(p))
+#elif WTYPE == 2
+#define WT ushort
+#define LD_W(p) LD_HALF(p)
+#define ONE_W(p) dfcl_h2f(*(p))
+#else
+#define WT float
+#define LD_W(p) LD(p)
+#define ONE_W(p) (*(p))
+#endif
+DFCL_FN fv ldw_part(GLOBAL const WT *p, int n) {
+    if (n >= VW)
+        return LD_W(p);
+    float t[VW];
+    for (int i = 0; i < VW; ++i)
+        t[i] = i < n ? ONE_W(p + i) : 0.0f;
+    return LD(t);
+}
+#endif
+
+#if KIND == 1 || KIND == 2 || KIND == 5
+/* Transposes a VW x VW block in registers: log2(VW) rounds, each interleaving row i with row i + VW / 2. */
+DFCL_FN void transpose(fv *r) {
+    __attribute__((opencl_unroll_hint)) for (int round = 1; round < VW; round *= 2) {
+        fv t[VW];
+        __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW / 2; ++i) {
+            t[2 * i] = LOW(r[i], r[i + VW / 2]);
+            t[2 * i + 1] = HIGH(r[i], r[i + VW / 2]);
+        }
+        __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) r[i] = t[i];
+    }
+}
+#endif
+
+#if KIND == 1 || KIND == 5
+/* r[k - k0] = W[n0 .. n0 + VW)[k0 ..): rows past N and values past K are 0. */
+DFCL_FN void load_transposed(GLOBAL const WT *w, int N, int K, int n0, int k0, fv *r) {
+    __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i)
+        r[i] = ldw_part(w + (dfcl_i64)min(n0 + i, N - 1) * K + k0, n0 + i < N ? K - k0 : 0);
+    transpose(r);
+}
+#endif
+
+#if KIND == 1
+/* s[k][j] = W[c0 + j][t0 + k] */
+DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0, int n, float *s) {
+    for (int j = 0; j < cols; j += VW)
+        for (int k = 0; k < n; k += VW) {
+            fv r[VW];
+            load_transposed(w, C, sum, c0 + j, t0 + k, r);
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) ST(r[i], s + (k + i) * PANEL + j);
+        }
+}
+#elif KIND == 2
+/* s[n][j] = panels[(t0 + n) / 48][c0 + j][(t0 + n) % 48]; t0 is a multiple of 48 */
+DFCL_FN void stage(GLOBAL const float *w, int C, int sum, int c0, int cols, int t0, int n, float *s) {
+    for (int p = 0; p < n; p += PANEL) {
+        GLOBAL const float *panel = w + (dfcl_i64)((t0 + p) / PANEL) * C * PANEL;
+        for (int j = 0; j < cols; j += VW)
+            for (int k = 0; k < PANEL; k += VW) {
+                fv r[VW];
+                __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i)
+                    r[i] = LD(panel + (dfcl_i64)min(c0 + j + i, C - 1) * PANEL + k);
+                transpose(r);
+                __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) ST(r[i], s + (p + k + i) * PANEL + j);
+            }
+    }
+}
+#elif KIND == 3 || KIND == 4
+/* s[t][j] = w[t0 + t][c0 + j] */
+DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0, int n, float *s) {
+    for (int t = 0; t < n; ++t) {
+        GLOBAL const WT *p = w + (dfcl_i64)(t0 + t) * C + c0;
+        for (int j = 0; j < cols; j += VW)
+            ST(ldw_part(p + j, cols - j), s + t * PANEL + j);
+    }
+}
+#endif
+
+/* ---- forward ---- */
+
+#if KIND == 0 || KIND == 1
+#if KIND == 0
+#define WT float
+#endif
+DFCL_KERNEL(1, 1, 1)
+linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *bias, dfcl_i64 bias_off,
+               dfcl_i64 bias_stride, GLOBAL const float *gamma, dfcl_i64 gamma_off, dfcl_i64 gamma_stride, GLOBAL const float *gamma_res,
+               dfcl_i64 gamma_res_off, dfcl_i64 gamma_res_stride, GLOBAL const int *dom, dfcl_i64 dom_off, GLOBAL float *pre,
+               dfcl_i64 pre_off, GLOBAL float *y, dfcl_i64 y_off, GLOBAL const float *res, dfcl_i64 res_off, GLOBAL const float *gate,
+               dfcl_i64 gate_off, dfcl_i64 gate_stride, GLOBAL float *out, dfcl_i64 out_off, int M, int N, int K, int T, int res_rows,
+               int act, int rb) {
+    int c0 = GRP(0) * PANEL, cols = min(PANEL, N - c0), m0 = GRP(1) * rb, m1 = min(M, m0 + rb);
+    x += x_off;
+    w += w_off;
+#if KIND == 0
+    float c[TM * PANEL] __attribute__((aligned(64)));
+    GLOBAL const float *panel = w + (dfcl_i64)c0 * K;
+#else
+    float c[(RB_MAX + TM) * PANEL] __attribute__((aligned(64)));
+    float s[TB * PANEL] __attribute__((aligned(64)));
+    for (int t0 = 0; t0 < K; t0 += TB) {
+        int n = min(TB, K - t0);
+        stage(w, N, K, c0, cols, t0, n, s);
+        for (int m = m0; m < m1; m += TM)
+            tile(x + (dfcl_i64)m * K + t0, K, min(TM, m1 - m), s, n, c + (m - m0) * PANEL, cols, t0 > 0);
+    }
+#endif
+    int sample = m0 / T, row = m0 % T; /* walked along with m */
+    int wrap = res_rows ? m0 % res_rows : 0;
+    for (int m = m0; m < m1; m += TM) {
+        int rows = min(TM, m1 - m);
+#if KIND == 0
+        tile(x + (dfcl_i64)m * K, K, rows, panel, K, c, cols, 0);
+        float *cr = c;
+#else
+        float *cr = c + (m - m0) * PANEL;
+#endif
+        for (int i = 0; i < rows; ++i) {
+            dfcl_i64 d = dom ? dom[dom_off + sample] : 0, at = (dfcl_i64)(m + i) * N + c0;
+            GLOBAL const float *br = bias ? bias + bias_off + d * bias_stride + c0 : 0;
+            GLOBAL const float *gr = gamma ? gamma + gamma_off + d * gamma_stride + c0 : 0;
+            GLOBAL const float *hr = gamma_res ? gamma_res + gamma_res_off + d * gamma_res_stride + c0 : 0;
+            GLOBAL const float *tr = gate ? gate + gate_off + sample * gate_stride + c0 : 0;
+            GLOBAL const float *rr = res ? res + res_off + (dfcl_i64)(res_rows ? wrap : m + i) * N + c0 : 0;
+            for (int j = 0; j < cols; j += VW) {
+                int left = cols - j;
+                fv v = LD(cr + i * PANEL + j);
+                if (br)
+                    v += ld_part(br + j, left);
+                if (pre)
+                    st_part(v, pre + pre_off + at + j, left);
+                if (act)
+                    v = act_of(act, v);
+                if (gr)
+                    v *= ld_part(gr + j, left);
+                if (y)
+                    st_part(v, y + y_off + at + j, left);
+                if (out) {
+                    if (hr)
+                        v *= ld_part(hr + j, left);
+                    if (tr)
+                        v *= ld_part(tr + j, left);
+                    if (rr)
+                        v += ld_part(rr + j, left);
+                    st_part(v, out + out_off + at + j, left);
+                }
+            }
+            if (++row == T) {
+                row = 0;
+                ++sample;
+            }
+            if (++wrap == res_rows)
+                wrap = 0;
+        }
+    }
+}
+#endif
+
+/* ---- gradient of the input ---- */
+
+#if KIND == 2 || KIND == 3
+#if KIND == 2
+#define WT float
+#endif
+DFCL_KERNEL(1, 1, 1)
+linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
+              GLOBAL float *dx, dfcl_i64 dx_off, int M, int N, int K, int act, int accumulate, int rb) {
+    int c0 = GRP(0) * PANEL, cols = min(PANEL, K - c0), m0 = GRP(1) * rb, m1 = min(M, m0 + rb);
+    float c[(RB_MAX + TM) * PANEL] __attribute__((aligned(64)));
+    float s[TB * PANEL] __attribute__((aligned(64)));
+    dy += dy_off;
+    for (int t0 = 0; t0 < N; t0 += TB) {
+        int n = min(TB, N - t0);
+        stage(w + w_off, K, N, c0, cols, t0, n, s);
+        for (int m = m0; m < m1; m += TM)
+            tile(dy + (dfcl_i64)m * N + t0, N, min(TM, m1 - m), s, n, c + (m - m0) * PANEL, cols, t0 > 0);
+    }
+    for (int m = m0; m < m1; ++m)
+        for (int j = 0; j < cols; j += VW) {
+            dfcl_i64 at = (dfcl_i64)m * K + c0 + j;
+            fv v = LD(c + (m - m0) * PANEL + j);
+            if (act)
+                v *= act_grad(act, ld_part(pre + pre_off + at, cols - j));
+            if (accumulate)
+                v += ld_part(dx + dx_off + at, cols - j);
+            st_part(v, dx + dx_off + at, cols - j);
+        }
+}
+#endif
+
+/* ---- gradient of the matrix ---- */
+
+#if KIND == 4
+/* Group z takes rows [z * ts, (z + 1) * ts) of the sum. One slice: dw += C; more: part[z] = C, for linear_dw_sum_cpu. */
+DFCL_KERNEL(1, 1, 1)
+linear_dw_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const float *x, dfcl_i64 x_off, GLOBAL float *dw, dfcl_i64 dw_off,
+              GLOBAL float *part, dfcl_i64 part_off, int M, int N, int K, int rb, int ts, int slices) {
+    int c0 = GRP(0) * PANEL, cols = min(PANEL, K - c0), n0 = GRP(1) * rb, n1 = min(N, n0 + rb);
+    int m1 = min(M, (GRP(2) + 1) * ts);
+    float c[(RB_MAX + TM) * PANEL] __attribute__((aligned(64)));
+    float s[TB * PANEL] __attribute__((aligned(64)));
+    for (int t0 = GRP(2) * ts; t0 < m1; t0 += TB) {
+        int n = min(TB, m1 - t0);
+        stage(x + x_off, K, M, c0, cols, t0, n, s);
+        for (int r = n0; r < n1; r += TM)
+            tile(dy + dy_off + (dfcl_i64)t0 * N + r, N, min(TM, n1 - r), s, n, c + (r - n0) * PANEL, cols, t0 > GRP(2) * ts);
+    }
+    GLOBAL float *o = slices == 1 ? dw + dw_off : part + part_off + (dfcl_i64)GRP(2) * N * K;
+    for (int r = n0; r < n1; ++r)
+        for (int j = 0; j < cols; j += VW) {
+            GLOBAL float *p = o + (dfcl_i64)r * K + c0 + j;
+            fv v = LD(c + (r - n0) * PANEL + j);
+            if (slices == 1)
+                v += ld_part(p, cols - j);
+            st_part(v, p, cols - j);
+        }
+}
+
+/* dw += the slices in order; one item takes `chunk` values. */
+DFCL_KERNEL(1, 1, 1)
+linear_dw_sum_cpu(GLOBAL const float *part, dfcl_i64 part_off, GLOBAL float *dw, dfcl_i64 dw_off, dfcl_i64 count, int chunk, int slices) {
+    dfcl_i64 i0 = (dfcl_i64)GRP(0) * chunk, i1 = min(count, i0 + chunk);
+    for (dfcl_i64 i = i0; i < i1; i += VW) {
+        int left = (int)min((dfcl_i64)VW, i1 - i);
+        fv v = ld_part(part + part_off + i, left);
+        for (int z = 1; z < slices; ++z)
+            v += ld_part(part + part_off + z * count + i, left);
+        st_part(v + ld_part(dw + dw_off + i, left), dw + dw_off + i, left);
+    }
+}
+#endif
+
+/* ---- packing ---- */
+
+#if KIND == 5
+/* One panel x `steps` values of K. The last panel's columns past N become 0. */
+DFCL_KERNEL(1, 1, 1)
+pack_cpu(GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL float *packed, dfcl_i64 packed_off, int N, int K, int steps) {
+    int n0 = GRP(0) * PANEL, k0 = GRP(1) * steps, k1 = min(K, k0 + steps);
+    GLOBAL float *o = packed + packed_off + (dfcl_i64)n0 * K;
+    for (int j = 0; j < PANEL; j += VW)
+        for (int k = k0; k < k1; k += VW) {
+            fv r[VW];
+            load_transposed(w + w_off, N, K, n0 + j, k, r);
+            if (k1 - k >= VW)
+                __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) ST(r[i], o + (dfcl_i64)(k + i) * PANEL + j);
+            else
+                for (int i = 0; i < k1 - k; ++i)
+                    ST(r[i], o + (dfcl_i64)(k + i) * PANEL + j);
+        }
+}
+#endif
