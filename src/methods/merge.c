@@ -9,6 +9,7 @@
 
 struct merge {
     struct dfcl_delta *delta;
+    bool force;
     struct dfcl_st_writer *w;
     int block; /* whose gammas are loaded; -1: none */
     float *gamma[4];
@@ -43,8 +44,19 @@ static dfcl_status write_one(void *user, const struct dfcl_param *p, float *valu
     float *own = NULL, *use = values;
     int64_t count = p->count;
     dfcl_status s = DFCL_OK;
-    if (p->kind != DFCL_PARAM_WEIGHT && (s = dfcl_delta_read(g->delta, p->name, &own, err)))
+    if ((p->kind != DFCL_PARAM_WEIGHT || g->delta->plain) && (s = dfcl_delta_read(g->delta, p->name, &own, err)))
         return s;
+    if (own && p->kind == DFCL_PARAM_WEIGHT) {
+        /* a plain state dict has no hash, but may hold the frozen matrices: they must be the base's */
+        const struct dfcl_tensor_view *v = dfcl_tensor_file_find(g->delta->file, p->name);
+        if (!g->force && ((int64_t)v->count != p->count || memcmp(own, values, (size_t)p->count * sizeof *own)))
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: %s differs from the base's: made on another base; use the right one, or force it",
+                          g->delta->path, p->name);
+        dfcl_free(g->delta->ctx, own);
+        own = NULL;
+        if (s)
+            return s;
+    }
     if (own) {
         use = own;
         if (p->kind == DFCL_PARAM_TABLE)
@@ -61,7 +73,7 @@ static dfcl_status write_one(void *user, const struct dfcl_param *p, float *valu
 dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl_model_params *params, const char *delta, int force,
                              const char *out_path, dfcl_error *err) {
     struct dfcl_base *base = NULL;
-    struct merge g = {.block = -1};
+    struct merge g = {.block = -1, .force = force != 0};
     char hash[65];
     dfcl_status s = dfcl_base_open(&base, ctx, params, err);
     if (s || (s = dfcl_delta_open(&g.delta, ctx, delta, err)) || (s = dfcl_delta_check_shapes(g.delta, base->table, err)))

@@ -162,9 +162,7 @@ dfcl_status dfcl_base_open(struct dfcl_base **out, const dfcl_context *ctx, cons
     dfcl_status s = DFCL_NOMEM;
     if (!(b->path = dfcl_strdup(ctx, params->path, err)) ||
         (s = dfcl_tensor_file_open(&b->file, ctx, params->path, params->which, err)) || (s = find_shape(b, params, err)) ||
-        (s = dfcl_device_open(&b->host, ctx, "host", err)) ||
-        (s = dfcl_dit_create(&b->table, b->host, &b->cfg, &(struct dfcl_dit_options){.domains = 1}, err)) ||
-        (s = check_tensors(b, err)) || (s = read_positions(b, err)))
+        (s = dfcl_dit_create_table(&b->table, ctx, &b->cfg, err)) || (s = check_tensors(b, err)) || (s = read_positions(b, err)))
         goto out;
     const char *names = dfcl_tensor_file_meta(b->file, "class_names");
     if (names) {
@@ -192,7 +190,6 @@ void dfcl_base_close(struct dfcl_base **pb) {
     dfcl_names_free(b->ctx, b->class_names, b->cfg.classes);
     dfcl_free(b->ctx, b->positions);
     dfcl_dit_destroy(&b->table);
-    dfcl_device_close(&b->host);
     dfcl_tensor_file_close(&b->file);
     dfcl_free(b->ctx, b->path);
     dfcl_free(b->ctx, b);

@@ -28,7 +28,7 @@ static dfcl_status meta_number(struct dfcl_st_writer *w, const char *key, double
 
 dfcl_status dfcl_base_declare(struct dfcl_st_writer *w, struct dfcl_dit *dit, const struct dfcl_dit_config *cfg,
                               const char *const *class_names, enum dfcl_dtype dtype, dfcl_error *err) {
-    const dfcl_context *ctx = dfcl_dit_device(dit)->ctx;
+    const dfcl_context *ctx = dfcl_dit_context(dit);
     const char *name = dfcl_dit_name_of(cfg);
     dfcl_status s;
     if ((s = dfcl_st_writer_meta(w, "format", DFCL_BASE_FORMAT, err)) || (*name && (s = dfcl_st_writer_meta(w, "model", name, err))) ||
@@ -70,7 +70,7 @@ dfcl_status dfcl_base_order(struct dfcl_dit *dit, struct dfcl_param ***out, int 
     int n;
     struct dfcl_param *p = dfcl_dit_params(dit, &n);
     *count = 0;
-    *out = dfcl_calloc(dfcl_dit_device(dit)->ctx, (size_t)n, sizeof **out, err);
+    *out = dfcl_calloc(dfcl_dit_context(dit), (size_t)n, sizeof **out, err);
     if (!*out)
         return DFCL_NOMEM;
     for (int i = 0; i < n; i++)

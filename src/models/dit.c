@@ -156,8 +156,8 @@ static void build_table(struct dfcl_dit *dit) {
 
 /* ---- life ---- */
 
-dfcl_status dfcl_dit_create(struct dfcl_dit **out, struct dfcl_device *dev, const struct dfcl_dit_config *cfg,
-                            const struct dfcl_dit_options *opt, dfcl_error *err) {
+static dfcl_status create(struct dfcl_dit **out, const dfcl_context *ctx, struct dfcl_device *dev, const struct dfcl_dit_config *cfg,
+                          const struct dfcl_dit_options *opt, dfcl_error *err) {
     *out = NULL;
     dfcl_status s = dfcl_dit_config_check(cfg, err);
     if (s)
@@ -166,11 +166,11 @@ dfcl_status dfcl_dit_create(struct dfcl_dit **out, struct dfcl_device *dev, cons
         return dfcl_fail(err, DFCL_USAGE, "model: room for %d domains, expected 1 to 65536", opt->domains);
     if (opt->class_rows && opt->class_rows < cfg->classes + 1)
         return dfcl_fail(err, DFCL_USAGE, "model: room for %d class rows, the base needs %d", opt->class_rows, cfg->classes + 1);
-    struct dfcl_dit *dit = dfcl_calloc(dev->ctx, 1, sizeof *dit, err);
+    struct dfcl_dit *dit = dfcl_calloc(ctx, 1, sizeof *dit, err);
     if (!dit)
         return DFCL_NOMEM;
     dit->dev = dev;
-    dit->ctx = dev->ctx;
+    dit->ctx = ctx;
     dit->cfg = *cfg;
     dit->opt = *opt;
     if (!dit->opt.class_rows)
@@ -197,6 +197,15 @@ dfcl_status dfcl_dit_create(struct dfcl_dit **out, struct dfcl_device *dev, cons
     return DFCL_OK;
 }
 
+dfcl_status dfcl_dit_create(struct dfcl_dit **out, struct dfcl_device *dev, const struct dfcl_dit_config *cfg,
+                            const struct dfcl_dit_options *opt, dfcl_error *err) {
+    return create(out, dev->ctx, dev, cfg, opt, err);
+}
+
+dfcl_status dfcl_dit_create_table(struct dfcl_dit **out, const dfcl_context *ctx, const struct dfcl_dit_config *cfg, dfcl_error *err) {
+    return create(out, ctx, NULL, cfg, &(struct dfcl_dit_options){.domains = 1}, err);
+}
+
 void dfcl_dit_destroy(struct dfcl_dit **pdit) {
     struct dfcl_dit *dit = *pdit;
     if (!dit)
@@ -218,6 +227,10 @@ const struct dfcl_dit_config *dfcl_dit_get_config(const struct dfcl_dit *dit) {
 
 struct dfcl_device *dfcl_dit_device(struct dfcl_dit *dit) {
     return dit->dev;
+}
+
+const dfcl_context *dfcl_dit_context(const struct dfcl_dit *dit) {
+    return dit->ctx;
 }
 
 struct dfcl_param *dfcl_dit_params(struct dfcl_dit *dit, int *count) {

@@ -50,9 +50,12 @@ struct dfcl_dit_options {
 /* The life of a model: create -> (set_gammas, set_trained, set_class_rows)* -> alloc_params -> load values -> plan -> forward/backward. */
 dfcl_status dfcl_dit_create(struct dfcl_dit **out, struct dfcl_device *dev, const struct dfcl_dit_config *cfg,
                             const struct dfcl_dit_options *opt, dfcl_error *err);
+/* Names and shapes only, without a device: everything from alloc_params on fails. */
+dfcl_status dfcl_dit_create_table(struct dfcl_dit **out, const dfcl_context *ctx, const struct dfcl_dit_config *cfg, dfcl_error *err);
 void dfcl_dit_destroy(struct dfcl_dit **dit);
 const struct dfcl_dit_config *dfcl_dit_get_config(const struct dfcl_dit *dit);
-struct dfcl_device *dfcl_dit_device(struct dfcl_dit *dit);
+struct dfcl_device *dfcl_dit_device(struct dfcl_dit *dit); /* NULL for a table */
+const dfcl_context *dfcl_dit_context(const struct dfcl_dit *dit);
 
 /* The parameter table in the original's order (gammas at the end of each block), pos_embed left out (computed). */
 struct dfcl_param *dfcl_dit_params(struct dfcl_dit *dit, int *count);

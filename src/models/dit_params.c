@@ -95,8 +95,8 @@ static dfcl_status place_all(struct dfcl_dit *dit, dfcl_error *err) {
 
 dfcl_status dfcl_dit_alloc_params(struct dfcl_dit *dit, dfcl_error *err) {
     const uint32_t one = 0x3f800000u;
-    if (dit->allocated)
-        return dfcl_fail(err, DFCL_ERROR, "model: parameters were already taken");
+    if (dit->allocated || !dit->dev)
+        return dfcl_fail(err, DFCL_ERROR, "model: %s", dit->dev ? "parameters were already taken" : "a table of names takes no memory");
     dit->trained_count = dit->vec_count = 0;
     for (int i = 0; i < dit->param_count; i++) {
         struct dfcl_param *p = &dit->params[i];

@@ -43,7 +43,6 @@ dfcl_status dfcl_model_init(const dfcl_context *ctx, const struct dfcl_init_para
     struct dfcl_dit_config cfg = {.depth = sh->depth, .hidden = sh->hidden, .heads = sh->heads, .patch = sh->patch, .input = sh->input,
                                   .channels = sh->channels, .classes = sh->classes, .pos_base = sh->positional_scale};
     enum dfcl_dtype dtype;
-    dfcl_device *host = NULL;
     struct dfcl_dit *dit = NULL;
     struct dfcl_st_writer *w = NULL;
     struct dfcl_param **p = NULL;
@@ -53,10 +52,7 @@ dfcl_status dfcl_model_init(const dfcl_context *ctx, const struct dfcl_init_para
         return s;
     if (!(params->scale >= 0) || params->scale > 1e6f)
         return dfcl_fail(err, DFCL_USAGE, "init: scale %g, expected 0 or more", (double)params->scale);
-    /* The table of names and shapes needs no memory of any device. */
-    if ((s = dfcl_device_open(&host, ctx, "host", err)) ||
-        (s = dfcl_dit_create(&dit, host, &cfg, &(struct dfcl_dit_options){.domains = 1}, err)) ||
-        (s = dfcl_st_writer_create(&w, ctx, path, err)) ||
+    if ((s = dfcl_dit_create_table(&dit, ctx, &cfg, err)) || (s = dfcl_st_writer_create(&w, ctx, path, err)) ||
         (s = dfcl_base_declare(w, dit, &cfg, (const char *const *)params->class_names, dtype, err)))
         goto out;
     int n;
@@ -82,6 +78,5 @@ out:
     dfcl_free(ctx, buf);
     dfcl_free(ctx, p);
     dfcl_dit_destroy(&dit);
-    dfcl_device_close(&host);
     return s;
 }

@@ -21,8 +21,7 @@ struct dfcl_base {
     const dfcl_context *ctx;
     struct dfcl_tensor_file *file; /* NULL once the model is on its device */
     char *path;
-    struct dfcl_device *host;      /* lends its table of parameters: names and shapes need no memory of any device */
-    struct dfcl_dit *table;
+    struct dfcl_dit *table;        /* names and shapes, on no device */
     struct dfcl_dit_config cfg;    /* as used: `input` and `pos_base` reflect params.input */
     int file_input;                /* the file's own resolution; 0: it does not say */
     float *positions;              /* the file's pos_embed, or NULL: the table is computed */
