@@ -2,6 +2,8 @@
  * prints the same object. */
 #include "base/json.h"
 #include "data/scan.h"
+#include "formats/npy.h"
+#include "formats/png.h"
 #include "formats/tensor_file.h"
 #include "methods/delta.h"
 
@@ -168,67 +170,75 @@ static void make_printable(char *s) {
 static uint32_t be32(const unsigned char *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
-
-/* Size and text chunks of a PNG: what a sampled picture says of how it was drawn. */
-static void describe_png(const struct dfcl_map *m, cJSON *o) {
-    cJSON_AddStringToObject(o, "kind", "picture");
-    cJSON *text = NULL;
-    for (uint64_t at = 8; m->size >= 12 && at <= m->size - 12;) {
-        uint32_t n = be32(m->data + at);
-        const unsigned char *type = m->data + at + 4, *body = m->data + at + 8;
-        if (n > m->size - at - 12)
-            break;
-        if (!memcmp(type, "IHDR", 4) && n >= 13) {
-            cJSON_AddNumberToObject(o, "width", be32(body));
-            cJSON_AddNumberToObject(o, "height", be32(body + 4));
-            cJSON_AddNumberToObject(o, "bit_depth", body[8]);
-        } else if (!memcmp(type, "tEXt", 4) && n < 1u << 16) {
-            const unsigned char *zero = memchr(body, 0, n);
-            char key[80], value[4096];
-            if (zero && zero - body < (ptrdiff_t)sizeof key) {
-                snprintf(key, sizeof key, "%s", (const char *)body);
-                snprintf(value, sizeof value, "%.*s", (int)(body + n - zero - 1), (const char *)zero + 1);
-                make_printable(key);
-                make_printable(value);
-                if (!text)
-                    text = cJSON_AddObjectToObject(o, "text");
-                if (text)
-                    cJSON_AddStringToObject(text, key, value);
-            }
-        } else if (!memcmp(type, "IDAT", 4) || !memcmp(type, "IEND", 4)) {
-            break;
-        }
-        at += 12u + (uint64_t)n;
-    }
+static uint32_t le16(const unsigned char *p) {
+    return (uint32_t)p[1] << 8 | p[0];
+}
+static uint32_t le32(const unsigned char *p) {
+    return le16(p + 2) << 16 | le16(p);
 }
 
-/* Header of a NumPy array: version, length, then a Python dictionary. */
-static dfcl_status describe_npy(const struct dfcl_map *m, const char *path, cJSON *o, dfcl_error *err) {
-    size_t at = m->size > 10 && m->data[6] >= 2 ? 12 : 10;
-    size_t n = m->size > at ? (size_t)m->data[8] | (size_t)m->data[9] << 8 : 0;
-    char text[512];
-    if (at == 12 && m->size > at)
-        n |= (size_t)m->data[10] << 16 | (size_t)m->data[11] << 24;
-    if (!n || n > m->size - at || n >= sizeof text)
-        return dfcl_fail(err, DFCL_FORMAT, "%s: the header of a NumPy array is cut short or longer than %zu bytes", path, sizeof text);
-    memcpy(text, m->data + at, n);
-    text[n] = 0;
-    cJSON_AddStringToObject(o, "kind", "array");
-    char *descr = strstr(text, "'descr'"), *shape = strstr(text, "'shape'"), *p;
-    if (descr && (p = strchr(descr + 7, '\'')) != NULL) {
-        p[1 + strcspn(p + 1, "'")] = 0;
-        cJSON_AddStringToObject(o, "dtype", p + 1);
+/* Size and text chunks of a PNG: what a sampled picture says of how it was drawn. */
+static dfcl_status describe_png(const dfcl_context *ctx, const struct dfcl_map *m, const char *path, cJSON *o, dfcl_error *err) {
+    struct dfcl_list text = {0};
+    dfcl_status s = dfcl_png_text_memory(ctx, m->data, (size_t)m->size, path, &text, err);
+    if (s)
+        return s;
+    cJSON_AddStringToObject(o, "kind", "picture");
+    if (m->size >= 26 && !memcmp(m->data + 12, "IHDR", 4)) {
+        cJSON_AddNumberToObject(o, "width", be32(m->data + 16));
+        cJSON_AddNumberToObject(o, "height", be32(m->data + 20));
+        cJSON_AddNumberToObject(o, "bit_depth", m->data[24]);
     }
-    cJSON *a = cJSON_AddArrayToObject(o, "shape");
-    if (shape && (p = strchr(shape, '(')) != NULL)
-        for (p++; *p && *p != ')';) {
-            char *end;
-            double v = strtod(p, &end);
-            if (end == p)
-                break;
-            cJSON_AddItemToArray(a, cJSON_CreateNumber(v));
-            p = end + strspn(end, ", ");
+    cJSON *t = text.count ? cJSON_AddObjectToObject(o, "text") : NULL;
+    for (size_t i = 0; t && i + 1 < text.count; i += 2) {
+        make_printable(text.names[i]);
+        make_printable(text.names[i + 1]);
+        cJSON_AddStringToObject(t, text.names[i], text.names[i + 1]);
+    }
+    dfcl_list_free(ctx, &text);
+    return DFCL_OK;
+}
+
+static dfcl_status describe_npy(const char *path, cJSON *o, dfcl_error *err) {
+    struct dfcl_npy npy;
+    dfcl_status s = dfcl_npy_open(&npy, path, err);
+    if (s)
+        return s;
+    cJSON_AddStringToObject(o, "kind", "array");
+    cJSON_AddStringToObject(o, "dtype", npy.view.type_name);
+    add_shape(o, "shape", npy.view.shape, npy.view.ndim);
+    dfcl_npy_close(&npy);
+    return DFCL_OK;
+}
+
+/* The arrays of an .npz, from the archive's local headers: stored members with a known size, as the writers of sample sets make them. */
+static dfcl_status describe_npz(const struct dfcl_map *m, const char *path, cJSON *o, dfcl_error *err) {
+    cJSON_AddStringToObject(o, "kind", "arrays");
+    cJSON *a = cJSON_AddArrayToObject(o, "arrays");
+    for (uint64_t at = 0; m->size >= 30 && at <= m->size - 30 && !memcmp(m->data + at, "PK\3\4", 4);) {
+        const unsigned char *h = m->data + at;
+        uint64_t name = le16(h + 26), extra = le16(h + 28), size = le32(h + 18), body = at + 30 + name + extra;
+        if (body > m->size)
+            return dfcl_fail(err, DFCL_FORMAT, "%s: the archive is cut short", path);
+        const unsigned char *x = h + 30 + name;
+        if (size == 0xffffffffu && extra >= 20 && le16(x) == 1) /* zip64: original, then stored size */
+            size = le32(x + 12) | (uint64_t)le32(x + 16) << 32;
+        if ((le16(h + 6) & 8) || size > m->size - body) /* sizes follow the data, or do not fit */
+            break;
+        char key[128];
+        snprintf(key, sizeof key, "%.*s", (int)DFCL_MIN(name, 127), (const char *)h + 30);
+        make_printable(key);
+        cJSON *e = cJSON_CreateObject();
+        cJSON_AddItemToArray(a, e);
+        cJSON_AddStringToObject(e, "name", key);
+        struct dfcl_npy npy;
+        if (!le16(h + 8) && !dfcl_npy_open_memory(&npy, m->data + body, (size_t)size, path, NULL)) {
+            cJSON_AddStringToObject(e, "dtype", npy.view.type_name);
+            add_shape(e, "shape", npy.view.shape, npy.view.ndim);
+            dfcl_npy_close(&npy);
         }
+        at = body + size;
+    }
     return DFCL_OK;
 }
 
@@ -237,14 +247,18 @@ static dfcl_status describe_file(const dfcl_context *ctx, const char *path, cJSO
     dfcl_status s = dfcl_map_open(&m, path, err);
     if (s)
         return s;
+    size_t len = strlen(path);
     bool png = m.size >= 8 && !memcmp(m.data, "\x89PNG\r\n\x1a\n", 8), npy = m.size >= 6 && !memcmp(m.data, "\x93NUMPY", 6);
+    bool npz = len > 4 && !strcmp(path + len - 4, ".npz") && m.size >= 4 && !memcmp(m.data, "PK\3\4", 4);
     cJSON_AddNumberToObject(o, "bytes", (double)m.size);
     if (png)
-        describe_png(&m, o);
+        s = describe_png(ctx, &m, path, o, err);
     else if (npy)
-        s = describe_npy(&m, path, o, err);
+        s = describe_npy(path, o, err);
+    else if (npz)
+        s = describe_npz(&m, path, o, err);
     dfcl_map_close(&m);
-    return png || npy ? s : describe_tensors(ctx, path, o, err);
+    return png || npy || npz ? s : describe_tensors(ctx, path, o, err);
 }
 
 /* ---- folders ---- */

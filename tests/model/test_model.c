@@ -5,7 +5,10 @@
 
 #include <cjson/cJSON.h>
 
+#include "formats/npy.h"
 #include "methods/delta.h"
+
+#include <difffit-cl/sample.h>
 
 static char dir[64];
 
@@ -590,13 +593,12 @@ static void test_describe(void **state) {
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(o, "checkpoints")), 1);
     cJSON_Delete(o);
 
-    static const unsigned char png[] = "\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x05\0\0\0\x07\x08\x02\0\0\0\0\0\0\0\0\0\0\x0atEXt"
-                                       "seed\0" "12\xff" "34crc_\0\0\0\0IENDcrc_";
     ok(dfcl_mkdirs(ctx, tmp_path("pictures/a"), &err), &err);
     ok(dfcl_mkdirs(ctx, tmp_path("pictures/b"), &err), &err);
-    write_file(tmp_path("pictures/a/1.png"), png, sizeof png - 1);
-    write_file(tmp_path("pictures/b/1.png"), png, sizeof png - 1);
-    write_file(tmp_path("pictures/b/2.png"), png, sizeof png - 1);
+    static const char *const text[] = {"seed", "1234", NULL};
+    static const char *const pictures[] = {"pictures/a/1.png", "pictures/b/1.png", "pictures/b/2.png"};
+    for (int i = 0; i < 3; i++)
+        ok(dfcl_png_write(ctx, tmp_path(pictures[i]), (const uint8_t[35]){0}, 5, 7, 1, text, &err), &err);
     o = describe(tmp_path("pictures"));
     expect_text(o, "kind", "pictures");
     expect_number(o, "samples", 3);
@@ -608,21 +610,32 @@ static void test_describe(void **state) {
     expect_text(o, "kind", "picture");
     expect_number(o, "width", 5);
     expect_number(o, "height", 7);
-    expect_text(cJSON_GetObjectItem(o, "text"), "seed", "12?34");
+    expect_text(cJSON_GetObjectItem(o, "text"), "seed", "1234");
     cJSON_Delete(o);
 
-    static const char npy[] = "\x93NUMPY\x01\0\x41\0{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4, 32), } \n";
-    write_file(tmp_path("x.npy"), npy, sizeof npy - 1);
+    static const float values[1 * 4 * 32];
+    ok(dfcl_npy_write(ctx, tmp_path("x.npy"), values, (int64_t[]){1, 4, 32}, 3, &err), &err);
     o = describe(tmp_path("x.npy"));
-    expect_text(o, "dtype", "<f4");
+    expect_text(o, "dtype", "F32");
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(o, "shape")), 3);
     assert_int_equal(cJSON_GetArrayItem(cJSON_GetObjectItem(o, "shape"), 2)->valueint, 32);
     cJSON_Delete(o);
-    char *text;
-    assert_int_equal(dfcl_describe(ctx, tmp_path("missing"), 0, &text, &err), DFCL_IO);
+    struct dfcl_npz_writer *w;
+    ok(dfcl_npz_writer_create(&w, ctx, tmp_path("x.npz"), 1, 7, 5, 3, &err), &err);
+    ok(dfcl_npz_writer_add(w, (const uint8_t[105]){0}, 1, &err), &err);
+    ok(dfcl_npz_writer_finish(&w, &err), &err);
+    o = describe(tmp_path("x.npz"));
+    expect_text(o, "kind", "arrays");
+    const cJSON *arr = cJSON_GetArrayItem(cJSON_GetObjectItem(o, "arrays"), 0);
+    expect_text(arr, "name", "arr_0.npy");
+    expect_text(arr, "dtype", "U8");
+    assert_int_equal(cJSON_GetArrayItem(cJSON_GetObjectItem(arr, "shape"), 2)->valueint, 5);
+    cJSON_Delete(o);
+    char *none;
+    assert_int_equal(dfcl_describe(ctx, tmp_path("missing"), 0, &none, &err), DFCL_IO);
     write_file(tmp_path("junk"), "junk", 4);
-    assert_int_equal(dfcl_describe(ctx, tmp_path("junk"), 0, &text, &err), DFCL_FORMAT);
-    assert_null(text);
+    assert_int_equal(dfcl_describe(ctx, tmp_path("junk"), 0, &none, &err), DFCL_FORMAT);
+    assert_null(none);
 }
 
 int main(void) {
