@@ -43,7 +43,8 @@ DFCL_API dfcl_status dfcl_device_list(const dfcl_context *ctx, struct dfcl_devic
 typedef struct dfcl_device dfcl_device;
 
 /* selector: "auto" or NULL, an index from the list, "opencl:0", "host", or part of a device's name (any case; must be
- * unique among usable devices, else DFCL_USAGE). No match: DFCL_DEVICE. */
+ * unique among usable devices, else DFCL_USAGE; a number of three digits or more that is no index counts as one). No match:
+ * DFCL_DEVICE. */
 DFCL_API dfcl_status dfcl_device_open(dfcl_device **out, const dfcl_context *ctx, const char *selector, dfcl_error *err);
 DFCL_API void dfcl_device_close(dfcl_device **dev);
 DFCL_API const struct dfcl_device_info *dfcl_device_get_info(const dfcl_device *dev);

@@ -1,5 +1,6 @@
 #include "device/device.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +41,18 @@ static int rank(const struct dfcl_device_info *d) {
     return r + (d->usable ? 0 : 100);
 }
 
+void dfcl_device_sort(struct dfcl_device_info *list, size_t count) {
+    /* insertion sort: stable, and the list is short */
+    for (size_t i = 1; i < count; i++)
+        for (size_t j = i; j > 0 && rank(&list[j]) < rank(&list[j - 1]); j--) {
+            struct dfcl_device_info t = list[j];
+            list[j] = list[j - 1];
+            list[j - 1] = t;
+        }
+    for (size_t i = 0; i < count; i++)
+        list[i].index = (int)i;
+}
+
 static dfcl_status find_all(struct found *f, const dfcl_context *ctx, dfcl_error *err) {
     memset(f, 0, sizeof *f);
     f->ctx = ctx;
@@ -51,15 +64,7 @@ static dfcl_status find_all(struct found *f, const dfcl_context *ctx, dfcl_error
             return s;
         }
     }
-    /* insertion sort: stable, and the list is short */
-    for (size_t i = 1; i < f->count; i++)
-        for (size_t j = i; j > 0 && rank(&f->items[j]) < rank(&f->items[j - 1]); j--) {
-            struct dfcl_device_info t = f->items[j];
-            f->items[j] = f->items[j - 1];
-            f->items[j - 1] = t;
-        }
-    for (size_t i = 0; i < f->count; i++)
-        f->items[i].index = (int)i;
+    dfcl_device_sort(f->items, f->count);
     return DFCL_OK;
 }
 
@@ -84,41 +89,54 @@ static bool contains_nocase(const char *hay, const char *needle) {
     return false;
 }
 
-static dfcl_status choose(const struct found *f, const char *selector, const struct dfcl_device_info **out, dfcl_error *err) {
+dfcl_status dfcl_device_choose(const struct dfcl_device_info *list, size_t count, const char *selector,
+                               const struct dfcl_device_info **out, dfcl_error *err) {
     *out = NULL;
     if (!selector || !*selector || !strcmp(selector, "auto")) {
-        for (size_t i = 0; i < f->count; i++)
-            if (f->items[i].usable) {
-                *out = &f->items[i];
+        for (size_t i = 0; i < count; i++)
+            if (list[i].usable) {
+                *out = &list[i];
                 return DFCL_OK;
             }
         return dfcl_fail(err, DFCL_DEVICE, "no usable device found");
     }
-    char *end;
-    long n = strtol(selector, &end, 10);
-    if (!*end) {
-        if (n < 0 || (size_t)n >= f->count)
-            return dfcl_fail(err, DFCL_DEVICE, "device %s: expected an index from 0 to %d", selector, (int)f->count - 1);
-        *out = &f->items[n];
-        return DFCL_OK;
+    size_t digits = strspn(selector, "0123456789");
+    if (!selector[digits]) {
+        unsigned long long n = digits < 10 ? strtoull(selector, NULL, 10) : ULLONG_MAX;
+        if (n < count)
+            *out = &list[n];
+        else if (digits < 3) /* longer ones may be part of a name: "7900" */
+            return dfcl_fail(err, DFCL_DEVICE, "device %s: expected an index from 0 to %d", selector, (int)count - 1);
     }
-    for (size_t i = 0; i < f->count; i++)
-        if (!strcmp(f->items[i].selector, selector)) {
-            *out = &f->items[i];
-            return DFCL_OK;
+    for (size_t i = 0; i < count && !*out; i++)
+        if (!strcmp(list[i].selector, selector))
+            *out = &list[i];
+    const struct dfcl_device_info *unusable = NULL;
+    for (size_t i = 0; i < count && !*out; i++) {
+        if (!contains_nocase(list[i].name, selector))
+            continue;
+        if (!list[i].usable) {
+            unusable = &list[i];
+            continue;
         }
-    for (size_t i = 0; i < f->count; i++)
-        if (f->items[i].usable && contains_nocase(f->items[i].name, selector)) {
-            if (*out)
+        for (size_t j = i + 1; j < count; j++)
+            if (list[j].usable && contains_nocase(list[j].name, selector))
                 return dfcl_fail(err, DFCL_USAGE, "device %s: fits both %s (%s) and %s (%s); use one of these selectors", selector,
-                                 (*out)->selector, (*out)->name, f->items[i].selector, f->items[i].name);
-            *out = &f->items[i];
-        }
+                                 list[i].selector, list[i].name, list[j].selector, list[j].name);
+        *out = &list[i];
+    }
+    if (!*out)
+        *out = unusable;
+    if (*out && !(*out)->usable) {
+        const struct dfcl_device_info *d = *out;
+        *out = NULL;
+        return dfcl_fail(err, DFCL_DEVICE, "device %s (%s) cannot be used: %s", d->selector, d->name, d->problem);
+    }
     if (*out)
         return DFCL_OK;
     char known[512] = "";
-    for (size_t i = 0; i < f->count; i++)
-        dfcl_append(known, sizeof known, "%s%s (%s)", i ? ", " : "", f->items[i].selector, f->items[i].name);
+    for (size_t i = 0; i < count; i++)
+        dfcl_append(known, sizeof known, "%s%s (%s)", i ? ", " : "", list[i].selector, list[i].name);
     return dfcl_fail(err, DFCL_DEVICE, "device %s: no such device; found: %s", selector, known);
 }
 
@@ -129,9 +147,7 @@ dfcl_status dfcl_device_open(dfcl_device **out, const dfcl_context *ctx, const c
     if (s)
         return s;
     const struct dfcl_device_info *info;
-    s = choose(&f, selector, &info, err);
-    if (!s && !info->usable)
-        s = dfcl_fail(err, DFCL_DEVICE, "device %s (%s) cannot be used: %s", info->selector, info->name, info->problem);
+    s = dfcl_device_choose(f.items, f.count, selector, &info, err);
     if (!s) {
         s = dfcl_fail(err, DFCL_ERROR, "device %s: its backend %s is missing", info->selector, info->backend);
         for (size_t i = 0; i < DFCL_COUNT(backends); i++)

@@ -131,6 +131,12 @@ struct dfcl_mem {
 extern const struct dfcl_backend dfcl_backend_host;
 extern const struct dfcl_backend dfcl_backend_opencl;
 
+/* Best first, stable among equals; sets each `index`. */
+void dfcl_device_sort(struct dfcl_device_info *list, size_t count);
+/* The entry that a selector (see dfcl_device_open) means; never one that is not usable. */
+dfcl_status dfcl_device_choose(const struct dfcl_device_info *list, size_t count, const char *selector,
+                               const struct dfcl_device_info **out, dfcl_error *err);
+
 /* True when the device's variant mask lets a variant of this name be chosen. */
 bool dfcl_device_allows(const struct dfcl_device *dev, const char *variant);
 

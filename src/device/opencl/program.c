@@ -85,6 +85,8 @@ static dfcl_status build(struct ocl_device *d, const char *source, const char *o
         if (s)
             goto out;
         p = from_binary(d, key, options);
+        if (p)
+            dfcl_log(ctx, DFCL_LOG_DEBUG, "%s.cl (%s): from the program cache", source, options);
     }
     if (!p) {
         cl_int e;

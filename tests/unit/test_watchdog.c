@@ -1,0 +1,129 @@
+/* device/opencl/queue: a hung queue is reported and given up, slow progress is not, and calls after the report fail at once. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "device/opencl/ocl.h"
+
+static dfcl_context *ctx;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static struct dfcl_device *open_first(void) {
+    struct dfcl_device_info list[32];
+    int n;
+    dfcl_error e = {0};
+    assert_int_equal(dfcl_device_list(ctx, list, 32, &n, &e), DFCL_OK);
+    for (int i = 0; i < n && i < 32; i++)
+        if (list[i].usable && !strcmp(list[i].backend, "opencl")) {
+            struct dfcl_device *dev;
+            if (dfcl_device_open(&dev, ctx, list[i].selector, &e))
+                fail_msg("%s", e.msg);
+            return dev;
+        }
+    return NULL;
+}
+
+static void spin(struct dfcl_device *dev, struct dfcl_mem *mem, int64_t rounds) {
+    struct dfcl_kernel *k;
+    dfcl_error e = {0};
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, (struct dfcl_ref){mem, 0}, 4);
+    dfcl_args_i64(&a, rounds);
+    if (dfcl_device_kernel(dev, "probe", "probe_spin", NULL, &k, &e) || dfcl_device_launch(dev, k, (size_t[3]){1, 1, 1}, &a, &e))
+        fail_msg("%s", e.msg);
+}
+
+static void slow_is_not_hung(void **state) {
+    (void)state;
+    struct dfcl_device *dev = open_first();
+    if (!dev)
+        skip();
+    struct dfcl_mem *mem;
+    dfcl_error e = {0};
+    assert_int_equal(dfcl_mem_create(dev, 4, "spin", &mem, &e), DFCL_OK);
+    spin(dev, mem, 1000); /* built before the clock runs */
+    assert_int_equal(dfcl_finish(dev, &e), DFCL_OK);
+    int64_t rounds = 100000;
+    double t;
+    for (;; rounds *= 2) {
+        t = now();
+        spin(dev, mem, rounds);
+        assert_int_equal(dfcl_finish(dev, &e), DFCL_OK);
+        t = now() - t;
+        if (t > 0.01)
+            break;
+    }
+    rounds = (int64_t)((double)rounds * 0.004 / t); /* 64 launches: a quarter of a second */
+    dfcl_opencl_set_watchdog(dev, 1.0);
+    t = now();
+    for (int i = 0; i < 512; i++)
+        spin(dev, mem, rounds);
+    if (dfcl_finish(dev, &e))
+        fail_msg("%s", e.msg);
+    assert_true(now() - t > 1.2); /* longer than the watchdog's limit, or the test shows nothing */
+    dfcl_mem_destroy(dev, &mem);
+    dfcl_device_close(&dev);
+}
+
+static void hung(void **state) {
+    (void)state;
+    struct dfcl_device *dev = open_first();
+    if (!dev)
+        skip();
+    struct ocl_device *d = ocl(dev);
+    struct dfcl_mem *mem;
+    dfcl_error e = {0};
+    uint32_t word = 0;
+    assert_int_equal(dfcl_mem_create(dev, 4, "word", &mem, &e), DFCL_OK);
+    cl_int rc;
+    cl_event never = clCreateUserEvent(d->context, &rc);
+    assert_int_equal(rc, CL_SUCCESS);
+    assert_int_equal(clEnqueueBarrierWithWaitList(d->queue, 1, &never, NULL), CL_SUCCESS);
+    dfcl_opencl_set_watchdog(dev, 0.3);
+    double t = now();
+    assert_int_equal(dfcl_finish(dev, &e), DFCL_DEVICE);
+    t = now() - t;
+    assert_true(t >= 0.3 && t < 10.0);
+    assert_non_null(strstr(e.msg, "no progress"));
+    t = now();
+    struct dfcl_mem *other;
+    assert_int_equal(dfcl_read(dev, &word, (struct dfcl_ref){mem, 0}, 4, &e), DFCL_DEVICE);
+    assert_non_null(strstr(e.msg, "given up"));
+    assert_int_equal(dfcl_finish(dev, &e), DFCL_DEVICE);
+    assert_int_equal(dfcl_flush(dev, &e), DFCL_DEVICE);
+    assert_int_equal(dfcl_mem_create(dev, 4, "other", &other, &e), DFCL_DEVICE);
+    dfcl_mem_destroy(dev, &mem);
+    dfcl_device_close(&dev); /* returns although the queue never drains */
+    assert_true(now() - t < 5.0);
+    clSetUserEventStatus(never, CL_COMPLETE); /* lets the driver's threads go before the process ends */
+    clReleaseEvent(never);
+}
+
+static int setup(void **state) {
+    (void)state;
+    return dfcl_context_create(&ctx, NULL, NULL);
+}
+static int teardown(void **state) {
+    (void)state;
+    dfcl_context_destroy(&ctx);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(slow_is_not_hung),
+        cmocka_unit_test(hung),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
