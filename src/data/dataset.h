@@ -1,0 +1,55 @@
+/* Training data: pictures or latents with class numbers, in the order of a seed.
+ *
+ * A folder is one of
+ *   ImageFolder:      sub-folders (sorted by name, byte order) are the classes, PNG and JPEG files at any depth below them the samples; a folder
+ *                     without sub-folders is one class that has the folder's name. Pixel models only (1 or 3 channels).
+ *   latents:          NAME_features/K.npy with NAME_labels/K.npy beside it, as fast-DiT writes them: f32 or f16 [1,C,S,S] or [C,S,S],
+ *                     integer label. class_names.txt (one name a line) may lie beside both folders.
+ * Samples come as f32 CHW; pictures in [-1, 1] after ADM's centre crop (data/crop.h) to the model's side.
+ *
+ * Sets up to `cache_bytes` are decoded when the set is opened and stay in memory; larger ones are decoded ahead by background threads.
+ *
+ * Order: the run's sample g (0, 1, ...) is position g mod count of epoch g / count. Each epoch is a Fisher-Yates shuffle of the sorted files driven by
+ * stream SHUFFLE (step = epoch, sample = position); a flip is drawn by stream FLIP (step = epoch, sample = low word of g). So what a run sees depends
+ * on (seed, g) only, and going on after any g needs no state. */
+#ifndef DFCL_DATA_DATASET_H
+#define DFCL_DATA_DATASET_H
+
+#include "base/base.h"
+
+struct dfcl_dataset;
+
+struct dfcl_dataset_options {
+    const char *path;
+    int channels, side;  /* the model's */
+    bool flip;           /* mirror every second picture; refused for latents (a mirrored latent is not the latent of the mirrored picture) */
+    uint64_t seed;
+    uint64_t cache_bytes; /* 0: 256 MiB */
+    int threads;          /* that decode in the background, 0: 1 */
+    int ahead;            /* samples decoded ahead of the last fetch, 0: 64 */
+};
+
+/* DFCL_IO: folder or file cannot be read. DFCL_FORMAT: no pictures, an unreadable picture (named), a latent of another shape, a label that does
+ * not fit. DFCL_USAGE: pictures for a latent model, or flips of latents. */
+dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx, const struct dfcl_dataset_options *opt,
+                              dfcl_error *err);
+void dfcl_dataset_close(struct dfcl_dataset **ds);
+
+int64_t dfcl_dataset_count(const struct dfcl_dataset *ds);
+int dfcl_dataset_classes(const struct dfcl_dataset *ds);
+/* Array of dfcl_dataset_classes() names; decimal numbers for latents without a name file. Lives as long as the set. */
+const char *const *dfcl_dataset_class_names(const struct dfcl_dataset *ds);
+bool dfcl_dataset_is_latent(const struct dfcl_dataset *ds);
+bool dfcl_dataset_cached(const struct dfcl_dataset *ds);
+/* SHA-256 over the sorted list of (class, file name relative to the folder) and the shape: tells whether a folder is still the one a run began with. */
+const char *dfcl_dataset_fingerprint(const struct dfcl_dataset *ds);
+
+/* Samples first .. first + n of the run: x [n,C,S,S], label [n]. Consecutive calls are what the background threads count on; any jump is
+ * allowed and exact. */
+dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, float *x, int32_t *label, dfcl_error *err);
+
+/* For tests and previews: which file (index in sorted order) is sample g, and a file's name and class. */
+int64_t dfcl_dataset_item(struct dfcl_dataset *ds, uint64_t g);
+const char *dfcl_dataset_path(const struct dfcl_dataset *ds, int64_t item, int *label);
+
+#endif
