@@ -1,0 +1,441 @@
+/* The training loop around train/step.h: data, random draws, logs, checkpoints, previews, final files. */
+#include "difffit-cl/train.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/philox.h"
+#include "data/dataset.h"
+#include "diffusion/schedule.h"
+#include "methods/delta.h"
+#include "train/checkpoint.h"
+#include "train/config.h"
+#include "train/run_dir.h"
+#include "train/step.h"
+
+#define MAX_STREAK 20 /* skipped steps in a row that end the run */
+
+struct dfcl_trainer {
+    const dfcl_context *ctx;
+    struct dfcl_device *dev;
+    struct dfcl_train_config cfg;
+    struct dfcl_run_dir run;
+    struct dfcl_dataset *data;
+    dfcl_model *model;
+    struct dfcl_stepper *st;
+    struct dfcl_train_state state;
+    struct dfcl_train_summary summary;
+    char plan_text[1024];
+    char layout[65];
+    char *sample_path;
+    int64_t saved_step; /* newest checkpoint of this process, -1: none */
+    /* one batch on the host */
+    float *x0;
+    int32_t *labels, *t, *rows;
+    /* clocks, seconds */
+    double began, line_time, last_speed;
+    int64_t line_step;
+};
+
+static double now(void) {
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+static double wall(void) {
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+/* ---- opening ---- */
+
+/* The model's channels and side decide how data are read, and the data's classes decide the model's table: the base's header is looked at
+ * first. */
+static dfcl_status open_data(dfcl_trainer *t, dfcl_error *err) {
+    struct dfcl_base *base;
+    dfcl_status s = dfcl_base_open(&base, t->ctx, &t->cfg.p.model, err);
+    if (s)
+        return s;
+    struct dfcl_dataset_options o = {.path = t->cfg.p.data, .channels = base->cfg.channels, .side = base->cfg.input,
+                                     .flip = t->cfg.p.flip != 0, .seed = t->cfg.p.seed, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
+    dfcl_base_close(&base);
+    return dfcl_dataset_open(&t->data, t->ctx, &o, err);
+}
+
+static dfcl_status open_model(dfcl_trainer *t, dfcl_error *err) {
+    const struct dfcl_train_params *p = &t->cfg.p;
+    struct dfcl_method_config mc = {.method = p->method, .gamma_sites = p->gamma_sites, .gamma_blocks = p->gamma_blocks,
+                                    .class_init = p->class_init, .train_classes = p->train_classes, .seed = p->seed,
+                                    .classes = dfcl_dataset_classes(t->data), .class_names = dfcl_dataset_class_names(t->data)};
+    return dfcl_method_open(&t->model, t->dev, &p->model, &mc, err);
+}
+
+static dfcl_status open_stepper(dfcl_trainer *t, int micro, dfcl_error *err) {
+    struct dfcl_stepper_options o = {.batch = t->cfg.p.batch, .micro = micro, .max_memory = t->cfg.p.max_memory};
+    return dfcl_stepper_create(&t->st, dfcl_model_dit(t->model), &o, err);
+}
+
+/* Folder of the checkpoint to go on from; *dir stays NULL when "auto" finds none. */
+static dfcl_status find_checkpoint(dfcl_trainer *t, char **dir, dfcl_error *err) {
+    int64_t *steps = NULL, want = -1;
+    size_t count = 0;
+    *dir = NULL;
+    dfcl_status s = dfcl_run_dir_checkpoints(&t->run, &steps, &count, err);
+    if (s)
+        return s;
+    if (strcmp(t->cfg.p.resume, "auto")) {
+        /* A checkpoint continues the logs beside it, so it must be this run's own. */
+        for (size_t i = 0; i < count && want < 0; i++) {
+            char a[PATH_MAX], b[PATH_MAX];
+            char *mine = dfcl_sprintf(t->ctx, err, "%s/checkpoints/step-%" PRId64, t->run.path, steps[i]);
+            if (mine && realpath(mine, a) && realpath(t->cfg.p.resume, b) && !strcmp(a, b))
+                want = steps[i];
+            dfcl_free(t->ctx, mine);
+        }
+        if (want < 0)
+            s = dfcl_fail(err, DFCL_USAGE, "%s: expected \"auto\" or one of the checkpoints in %s/checkpoints", t->cfg.p.resume, t->run.path);
+    } else if (count) {
+        want = steps[count - 1];
+    }
+    if (!s && want >= 0) {
+        *dir = dfcl_sprintf(t->ctx, err, "%s/checkpoints/step-%" PRId64, t->run.path, want);
+        if (!*dir)
+            s = DFCL_NOMEM;
+    }
+    dfcl_free(t->ctx, steps);
+    return s;
+}
+
+/* Everything that needs both the run's past and the present: settings compared, micro-batch taken over, state and tensors read. */
+static dfcl_status open_run(dfcl_trainer *t, dfcl_error *err) {
+    char *dir = NULL, *config = NULL;
+    cJSON *saved = NULL, *mine = NULL;
+    int micro = t->cfg.p.micro_batch;
+    dfcl_status s = t->cfg.p.resume ? find_checkpoint(t, &dir, err) : DFCL_OK;
+    config = dfcl_run_dir_path(&t->run, "config.json", err);
+    if (!s && !config)
+        s = DFCL_NOMEM;
+    if (!s && dir) {
+        s = dfcl_run_dir_read_json(&t->run, config, &saved, err);
+        if (!s && !micro) {
+            micro = dfcl_train_config_saved_micro(saved);
+            if (micro && t->cfg.p.batch % micro)
+                micro = 0; /* another batch than the run's: the comparison below says so */
+        }
+    }
+    if (!s)
+        s = open_model(t, err);
+    if (!s)
+        s = open_stepper(t, micro, err);
+    if (!s)
+        s = dfcl_train_config_json(&t->cfg, t->model, t->data, dfcl_stepper_micro(t->st), &mine, err);
+    if (!s)
+        s = dfcl_checkpoint_layout(dfcl_model_dit(t->model), t->layout, err);
+    if (!s && dir)
+        s = dfcl_train_config_same(saved, mine, config, err);
+    if (!s && dir)
+        s = dfcl_checkpoint_read_state(&t->run, dir, &t->state, err);
+    if (!s && dir)
+        s = dfcl_checkpoint_read_tensors(t->ctx, dir, t->dev, t->st, t->layout, err);
+    if (!s && dir)
+        s = dfcl_dit_refresh(dfcl_model_dit(t->model), err);
+    if (!s)
+        s = dfcl_run_dir_logs(&t->run, t->state.metrics_size, t->state.events_size, err);
+    if (!s)
+        s = dfcl_run_dir_write_json(&t->run, config, mine, err);
+    if (!s && dir)
+        t->saved_step = t->state.step;
+    cJSON_Delete(saved);
+    cJSON_Delete(mine);
+    dfcl_free(t->ctx, dir);
+    dfcl_free(t->ctx, config);
+    return s;
+}
+
+static void describe(dfcl_trainer *t) {
+    uint64_t own;
+    const struct dfcl_plan *plan = dfcl_stepper_plan(t->st, &own);
+    dfcl_plan_format(plan, &t->dev->info, t->plan_text, sizeof t->plan_text);
+    dfcl_append(t->plan_text, sizeof t->plan_text, "optimizer, moving average and batch: %.1f MiB\n", (double)own / 1048576.0);
+    t->summary = (struct dfcl_train_summary){.trained_values = dfcl_stepper_count(t->st),
+                                             .classes = dfcl_dataset_classes(t->data),
+                                             .images = dfcl_dataset_count(t->data),
+                                             .planned_bytes = plan->total + own,
+                                             .micro_batch = dfcl_stepper_micro(t->st),
+                                             .start_step = t->state.step};
+}
+
+dfcl_status dfcl_trainer_create(dfcl_trainer **out, dfcl_device *dev, const struct dfcl_train_params *params, dfcl_error *err) {
+    *out = NULL;
+    const dfcl_context *ctx = dev->ctx;
+    dfcl_trainer *t = dfcl_calloc(ctx, 1, sizeof *t, err);
+    if (!t)
+        return DFCL_NOMEM;
+    t->ctx = ctx;
+    t->dev = dev;
+    t->saved_step = -1;
+    t->run.lock_fd = -1;
+    dfcl_status s = dfcl_train_config_init(&t->cfg, ctx, params, err);
+    if (s) {
+        dfcl_free(ctx, t);
+        return s;
+    }
+    s = dfcl_run_dir_open(&t->run, ctx, t->cfg.p.run_dir, t->cfg.p.resume != NULL, err);
+    if (!s)
+        s = open_data(t, err);
+    if (!s)
+        s = open_run(t, err);
+    if (s)
+        goto out;
+    const struct dfcl_model_shape *m = &t->model->shape;
+    size_t batch = (size_t)t->cfg.p.batch;
+    t->x0 = dfcl_calloc(ctx, batch, (size_t)m->channels * (size_t)m->input * (size_t)m->input * sizeof(float), err);
+    t->labels = dfcl_calloc(ctx, batch, sizeof *t->labels, err);
+    t->t = dfcl_calloc(ctx, batch, sizeof *t->t, err);
+    t->rows = dfcl_calloc(ctx, batch, sizeof *t->rows, err);
+    if (!t->x0 || !t->labels || !t->t || !t->rows) {
+        s = DFCL_NOMEM;
+        goto out;
+    }
+    describe(t);
+    t->began = t->line_time = now();
+    t->line_step = t->state.step;
+out:
+    if (s)
+        dfcl_trainer_destroy(&t);
+    *out = t;
+    return s;
+}
+
+void dfcl_trainer_destroy(dfcl_trainer **tp) {
+    dfcl_trainer *t = *tp;
+    if (!t)
+        return;
+    const dfcl_context *ctx = t->ctx;
+    dfcl_stepper_destroy(&t->st);
+    dfcl_model_close(&t->model);
+    dfcl_dataset_close(&t->data);
+    dfcl_run_dir_close(&t->run);
+    dfcl_free(ctx, t->x0);
+    dfcl_free(ctx, t->labels);
+    dfcl_free(ctx, t->t);
+    dfcl_free(ctx, t->rows);
+    dfcl_free(ctx, t->sample_path);
+    dfcl_train_config_finish(&t->cfg);
+    dfcl_free(ctx, t);
+    *tp = NULL;
+}
+
+const struct dfcl_train_summary *dfcl_trainer_summary(const dfcl_trainer *t) {
+    return &t->summary;
+}
+const char *dfcl_trainer_plan(const dfcl_trainer *t) {
+    return t->plan_text;
+}
+
+/* ---- a step ---- */
+
+/* Data, timesteps and dropped labels of step t->state.step: functions of (seed, step, sample) alone. */
+static dfcl_status make_batch(dfcl_trainer *t, uint64_t first, dfcl_error *err) {
+    const struct dfcl_train_params *p = &t->cfg.p;
+    uint32_t step = (uint32_t)t->state.step;
+    int null_class = dfcl_dataset_classes(t->data);
+    dfcl_status s = dfcl_dataset_fetch(t->data, first, p->batch, t->x0, t->labels, err);
+    for (int i = 0; !s && i < p->batch; i++) {
+        uint32_t id = (uint32_t)(first + (uint64_t)i);
+        t->t[i] = (int32_t)dfcl_uniform_int(p->seed, DFCL_STREAM_TIMESTEP, step, id, 0, DFCL_TRAIN_STEPS);
+        bool drop = dfcl_uniform(p->seed, DFCL_STREAM_DROP, step, id, 0) <= (float)p->label_dropout;
+        s = dfcl_model_row(t->model, 0, drop ? null_class : t->labels[i], &t->rows[i], err);
+    }
+    return s;
+}
+
+static dfcl_status note_skipped(dfcl_trainer *t, const struct dfcl_step_result *r, dfcl_error *err) {
+    const char *bad;
+    dfcl_status s = dfcl_step_first_bad(t->st, &bad, err);
+    if (s)
+        return s;
+    t->state.skipped++;
+    t->state.streak++;
+    dfcl_log(t->ctx, DFCL_LOG_WARN, "step %" PRId64 " skipped: loss %g, first gradient that is not finite: %s", t->state.step, r->loss,
+             bad ? bad : "none");
+    if (t->state.streak >= MAX_STREAK)
+        return dfcl_fail(err, DFCL_NONFINITE, "training: %d steps in a row gave non-finite numbers (loss %g, first bad gradient: %s); a lower "
+                         "learning rate or clipping may help", t->state.streak, r->loss, bad ? bad : "none");
+    return DFCL_OK;
+}
+
+static void note_losses(struct dfcl_train_state *st, const struct dfcl_step_result *r) {
+    st->streak = 0;
+    st->sum_steps++;
+    st->sum_loss += r->loss;
+    st->sum_mse += r->mse;
+    st->sum_vb += r->vb;
+    st->recent[st->recent_count++ % DFCL_RECENT] = r->loss;
+}
+
+static double recent_mean(const struct dfcl_train_state *st) {
+    int n = (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
+    double sum = 0.0;
+    for (int i = 0; i < n; i++)
+        sum += st->recent[i];
+    return n ? sum / n : NAN;
+}
+
+/* One line: means over the steps since the last line. */
+static dfcl_status write_line(dfcl_trainer *t, const struct dfcl_step_result *r, double lr, dfcl_error *err) {
+    struct dfcl_train_state *st = &t->state;
+    double n = (double)st->sum_steps, at = wall(), spent = now() - t->line_time;
+    double loss = st->sum_loss / n, mse = st->sum_mse / n, vb = st->sum_vb / n; /* NaN when all were skipped: null in JSON */
+    double speed = spent > 0.0 ? (double)(st->step - t->line_step) * t->cfg.p.batch / spent : 0.0;
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddNumberToObject(o, "step", (double)st->step);
+    cJSON_AddNumberToObject(o, "loss", loss);
+    cJSON_AddNumberToObject(o, "mse", mse);
+    cJSON_AddNumberToObject(o, "vb", vb);
+    cJSON_AddNumberToObject(o, "grad_norm", r->grad_norm);
+    cJSON_AddNumberToObject(o, "lr", lr);
+    cJSON_AddNumberToObject(o, "skipped", (double)st->skipped);
+    cJSON_AddNumberToObject(o, "images_per_second", speed);
+    cJSON_AddNumberToObject(o, "time", at);
+    dfcl_status s = o ? dfcl_run_dir_metrics(&t->run, o, err) : dfcl_fail(err, DFCL_NOMEM, "out of host memory for metrics.jsonl");
+    cJSON_Delete(o);
+    const struct {
+        const char *tag;
+        double v;
+    } tags[] = {{"train/loss", loss}, {"train/mse", mse}, {"train/vb", vb}, {"train/grad_norm", r->grad_norm}, {"train/lr", lr}};
+    for (size_t i = 0; !s && i < DFCL_COUNT(tags); i++)
+        s = dfcl_events_scalar(&t->run.events, tags[i].tag, at, st->step, (float)tags[i].v, err);
+    if (!s)
+        s = dfcl_events_flush(&t->run.events, err);
+    st->sum_steps = 0;
+    st->sum_loss = st->sum_mse = st->sum_vb = 0.0;
+    t->line_time = now();
+    t->line_step = st->step;
+    return s;
+}
+
+dfcl_status dfcl_trainer_save(dfcl_trainer *t, dfcl_error *err) {
+    char *tmp = NULL;
+    if (t->saved_step == t->state.step)
+        return DFCL_OK;
+    dfcl_status s = dfcl_run_dir_sizes(&t->run, &t->state.metrics_size, &t->state.events_size, err);
+    if (!s)
+        s = dfcl_run_dir_checkpoint_begin(&t->run, &tmp, err);
+    if (!s)
+        s = dfcl_checkpoint_write(t->ctx, &t->run, tmp, t->dev, t->st, t->layout, &t->state, err);
+    if (!s)
+        s = dfcl_run_dir_checkpoint_commit(&t->run, &tmp, t->state.step, t->cfg.p.keep, err);
+    dfcl_run_dir_checkpoint_drop(&t->run, &tmp);
+    if (!s)
+        t->saved_step = t->state.step;
+    return s;
+}
+
+static bool due(int64_t every, int64_t step) {
+    return every > 0 && step % every == 0;
+}
+
+dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progress, int *done, dfcl_error *err) {
+    const struct dfcl_train_params *p = &t->cfg.p;
+    struct dfcl_train_state *st = &t->state;
+    struct dfcl_train_progress g = {.step = st->step, .steps = p->steps, .skipped = st->skipped, .loss_mean = recent_mean(st)};
+    *done = st->step >= p->steps;
+    if (*done) {
+        if (progress)
+            *progress = g;
+        return DFCL_OK;
+    }
+    uint64_t first = (uint64_t)st->step * (uint64_t)p->batch;
+    int64_t k = st->step - st->skipped + 1;
+    double lr = dfcl_train_config_lr(&t->cfg, st->step);
+    struct dfcl_step_hyper h = {.k = k, .lr = lr, .beta1 = p->beta1, .beta2 = p->beta2, .eps = p->eps, .weight_decay = p->weight_decay,
+                                .clip = p->clip, .ema_decay = dfcl_ema_decay(p->ema_decay, k, !p->no_ema_warmup)};
+    struct dfcl_step_result r;
+    dfcl_status s = make_batch(t, first, err);
+    if (s)
+        return s;
+    struct dfcl_step_batch b = {.x0 = t->x0, .t = t->t, .rows = t->rows, .seed = p->seed, .first = first, .step = (uint32_t)st->step};
+    s = dfcl_train_step(t->st, &b, &h, &r, err);
+    if (s)
+        return s;
+    st->step++;
+    if (r.finite)
+        note_losses(st, &r);
+    else
+        s = note_skipped(t, &r, err);
+    *done = st->step >= p->steps;
+    if (!s && (due(p->log_every, st->step) || *done))
+        s = write_line(t, &r, lr, err);
+    if (!s && (due(p->checkpoint_every, st->step) || *done)) {
+        s = dfcl_trainer_save(t, err);
+        g.checkpointed = !s;
+    }
+    g.step = st->step;
+    g.loss = r.loss;
+    g.mse = r.mse;
+    g.vb = r.vb;
+    g.loss_mean = recent_mean(st);
+    g.grad_norm = r.grad_norm;
+    g.lr = lr;
+    g.skipped = st->skipped;
+    g.seconds = now() - t->began;
+    g.images_per_second = g.seconds > 0.0 ? (double)(st->step - t->summary.start_step) * p->batch / g.seconds : 0.0;
+    t->summary.peak_bytes = dfcl_device_memory_peak(t->dev);
+    if (progress)
+        *progress = g;
+    return s;
+}
+
+/* ---- the end ---- */
+
+static char *summary_json(const dfcl_trainer *t, const char *values, dfcl_error *err) {
+    const struct dfcl_train_params *p = &t->cfg.p;
+    char seed[24];
+    cJSON *o = cJSON_CreateObject();
+    snprintf(seed, sizeof seed, "%" PRIu64, p->seed);
+    cJSON_AddStringToObject(o, "values", values);
+    cJSON_AddNumberToObject(o, "steps", (double)t->state.step);
+    cJSON_AddNumberToObject(o, "skipped", (double)t->state.skipped);
+    cJSON_AddNumberToObject(o, "batch", p->batch);
+    cJSON_AddNumberToObject(o, "lr", p->lr);
+    cJSON_AddStringToObject(o, "lr_schedule", p->lr_schedule);
+    cJSON_AddNumberToObject(o, "ema_decay", p->ema_decay);
+    cJSON_AddNumberToObject(o, "label_dropout", p->label_dropout);
+    cJSON_AddStringToObject(o, "seed", seed);
+    cJSON_AddNumberToObject(o, "samples", (double)dfcl_dataset_count(t->data));
+    cJSON_AddNumberToObject(o, "loss", recent_mean(&t->state));
+    char *text = cJSON_PrintUnformatted(o), *out = NULL;
+    if (text)
+        out = dfcl_strdup(t->ctx, text, err);
+    else
+        dfcl_fail(err, DFCL_NOMEM, "out of host memory for the training summary");
+    cJSON_free(text);
+    cJSON_Delete(o);
+    return out;
+}
+
+static dfcl_status write_final(dfcl_trainer *t, const char *name, const char *values, struct dfcl_ref ref, dfcl_error *err) {
+    char *path = dfcl_run_dir_path(&t->run, name, err), *json = summary_json(t, values, err);
+    dfcl_status s = path && json ? DFCL_OK : DFCL_NOMEM;
+    if (!s)
+        s = !strcmp(t->model->method, "full") ? dfcl_model_save(t->model, path, ref, t->cfg.dtype, err)
+                                              : dfcl_delta_save(t->model, path, ref, json, err);
+    dfcl_free(t->ctx, path);
+    dfcl_free(t->ctx, json);
+    return s;
+}
+
+dfcl_status dfcl_trainer_finish(dfcl_trainer *t, dfcl_error *err) {
+    bool full = !strcmp(t->model->method, "full");
+    dfcl_status s = write_final(t, full ? "model.safetensors" : "delta.safetensors", "ema", dfcl_stepper_array(t->st, DFCL_STEP_EMA), err);
+    if (!s)
+        s = write_final(t, full ? "model-live.safetensors" : "delta-live.safetensors", "live", DFCL_NO_REF, err);
+    return s;
+}

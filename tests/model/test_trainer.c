@@ -1,0 +1,409 @@
+/* The trainer on a tiny pixel model on the host backend: going on from a checkpoint gives the bits of an unbroken run, refusals, logs, checkpoints
+ * kept, non-finite numbers, previews, final files. */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "train/config.h"
+
+#include <difffit-cl/dfcl.h>
+
+static dfcl_context *ctx;
+static dfcl_device *dev;
+static char root[64];
+static int warnings;
+
+static void count_warnings(void *user, enum dfcl_log_level level, const char *line) {
+    (void)user;
+    (void)line;
+    warnings += level == DFCL_LOG_WARN;
+}
+
+static const char *at(const char *fmt, ...) {
+    static char buf[8][512];
+    static int next;
+    char *b = buf[next++ % 8];
+    int n = snprintf(b, 512, "%s/", root);
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(b + n, (size_t)(512 - n), fmt, ap);
+    va_end(ap);
+    return b;
+}
+
+static void write_pictures(const char *folder, int classes, int each, int offset) {
+    for (int c = 0; c < classes; c++) {
+        assert_int_equal(dfcl_mkdirs(ctx, at("%s/c%d", folder, c), NULL), DFCL_OK);
+        for (int i = 0; i < each; i++) {
+            uint8_t px[64];
+            for (int k = 0; k < 64; k++)
+                px[k] = (uint8_t)(k * (3 + c) + i * 29 + offset);
+            assert_int_equal(dfcl_png_write(ctx, at("%s/c%d/%d.png", folder, c, i), px, 8, 8, 1, NULL, NULL), DFCL_OK);
+        }
+    }
+}
+
+static int setup(void **state) {
+    (void)state;
+    struct dfcl_context_params p = {.log = count_warnings};
+    strcpy(root, "/tmp/dfcl-trainer-XXXXXX");
+    if (!mkdtemp(root) || dfcl_context_create(&ctx, &p, NULL) || dfcl_device_open(&dev, ctx, "host", NULL))
+        return 1;
+    struct dfcl_init_params init = {.shape = {.depth = 2, .hidden = 32, .heads = 2, .patch = 2, .input = 8, .channels = 1, .classes = 4},
+                                    .seed = 3, .scale = 0.1f, .dtype = "f32"};
+    assert_int_equal(dfcl_model_init(ctx, &init, at("base.safetensors"), NULL), DFCL_OK);
+    write_pictures("data", 2, 5, 0);
+    write_pictures("other", 3, 5, 1);
+    return 0;
+}
+static int teardown(void **state) {
+    (void)state;
+    dfcl_remove_tree(ctx, root, NULL);
+    dfcl_device_close(&dev);
+    dfcl_context_destroy(&ctx);
+    return 0;
+}
+
+static char run_path[256], data_path[256], base_path[256];
+static struct dfcl_train_params params(const char *run) {
+    snprintf(run_path, sizeof run_path, "%s", at("%s", run));
+    snprintf(data_path, sizeof data_path, "%s", at("data"));
+    snprintf(base_path, sizeof base_path, "%s", at("base.safetensors"));
+    struct dfcl_train_params p = {.run_dir = run_path, .data = data_path, .steps = 6, .batch = 4, .lr = 1e-2, .seed = 11, .ema_decay = 0.9,
+                                  .log_every = 1};
+    p.model.path = base_path;
+    return p;
+}
+
+/* Creates, takes `steps` steps (all of them when negative, then the final files), destroys. */
+static void train(const struct dfcl_train_params *p, int steps) {
+    dfcl_trainer *t;
+    dfcl_error e = {0};
+    int done = 0;
+    if (dfcl_trainer_create(&t, dev, p, &e))
+        fail_msg("%s", e.msg);
+    for (int i = 0; steps < 0 ? !done : i < steps; i++)
+        if (dfcl_trainer_step(t, NULL, &done, &e))
+            fail_msg("%s", e.msg);
+    if (steps < 0 && dfcl_trainer_finish(t, &e))
+        fail_msg("%s", e.msg);
+    dfcl_trainer_destroy(&t);
+}
+
+static dfcl_status try_create(const struct dfcl_train_params *p, dfcl_error *e) {
+    dfcl_trainer *t;
+    dfcl_status s = dfcl_trainer_create(&t, dev, p, e);
+    assert_true(s || t);
+    dfcl_trainer_destroy(&t);
+    return s;
+}
+
+static void same_file(const char *a, const char *b) {
+    char *x, *y;
+    size_t n, m;
+    assert_int_equal(dfcl_file_read(ctx, a, 1 << 26, &x, &n, NULL), DFCL_OK);
+    assert_int_equal(dfcl_file_read(ctx, b, 1 << 26, &y, &m, NULL), DFCL_OK);
+    assert_int_equal(n, m);
+    assert_memory_equal(x, y, n);
+    dfcl_free(ctx, x);
+    dfcl_free(ctx, y);
+}
+
+/* Losses by step from metrics.jsonl; every step from 1 to n must be there once, in order. */
+static void read_losses(const char *run, int n, double *loss) {
+    char *text;
+    size_t size;
+    int k = 0;
+    assert_int_equal(dfcl_file_read(ctx, at("%s/metrics.jsonl", run), 1 << 20, &text, &size, NULL), DFCL_OK);
+    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+        cJSON *o = cJSON_Parse(line);
+        assert_non_null(o);
+        assert_true(k < n);
+        assert_int_equal(cJSON_GetObjectItem(o, "step")->valuedouble, k + 1);
+        loss[k++] = cJSON_GetObjectItem(o, "loss")->valuedouble;
+        assert_true(cJSON_GetObjectItem(o, "grad_norm")->valuedouble > 0.0);
+        assert_true(cJSON_GetObjectItem(o, "images_per_second")->valuedouble > 0.0);
+        cJSON_Delete(o);
+    }
+    assert_int_equal(k, n);
+    dfcl_free(ctx, text);
+}
+
+static void resume_is_exact(void **state) {
+    (void)state;
+    static const char *const methods[] = {"difffit", "bitfit", "full"};
+    for (int m = 0; m < 3; m++) {
+        struct dfcl_train_params p = params("");
+        bool full = m == 2;
+        p.method = methods[m];
+        p.flip = m == 1;
+        p.clip = m == 0 ? 0.5 : 0.0;
+        p.lr_schedule = m == 1 ? "cosine" : NULL;
+        p.warmup = 2;
+        char a[32], b[32];
+        snprintf(a, sizeof a, "unbroken-%s", methods[m]);
+        snprintf(b, sizeof b, "broken-%s", methods[m]);
+        snprintf(run_path, sizeof run_path, "%s", at("%s", a));
+        train(&p, -1);
+        /* checkpoint after 3, killed after 4 with the line of step 4 (and half a line) in the log, goes on from 3 */
+        p.checkpoint_every = 3;
+        p.resume = "auto";
+        snprintf(run_path, sizeof run_path, "%s", at("%s", b));
+        train(&p, 4);
+        FILE *f = fopen(at("%s/metrics.jsonl", b), "a");
+        fputs("{\"step\": 5, \"lo", f);
+        fclose(f);
+        p.keep = 1;
+        train(&p, -1);
+        double x[6], y[6];
+        read_losses(a, 6, x);
+        read_losses(b, 6, y);
+        assert_memory_equal(x, y, sizeof x);
+        assert_true(x[0] != x[1]);
+        same_file(at("%s/%s.safetensors", a, full ? "model" : "delta"), at("%s/%s.safetensors", b, full ? "model" : "delta"));
+        same_file(at("%s/%s-live.safetensors", a, full ? "model" : "delta"), at("%s/%s-live.safetensors", b, full ? "model" : "delta"));
+        same_file(at("%s/checkpoints/step-6/tensors.safetensors", a), at("%s/checkpoints/step-6/tensors.safetensors", b));
+        assert_int_equal(dfcl_path_kind(at("%s/checkpoints/step-3", b)), DFCL_PATH_NONE); /* keep 1 */
+        /* nothing left to do */
+        dfcl_trainer *t;
+        struct dfcl_train_progress g;
+        int done = 0;
+        assert_int_equal(dfcl_trainer_create(&t, dev, &p, NULL), DFCL_OK);
+        assert_int_equal(dfcl_trainer_summary(t)->start_step, 6);
+        assert_int_equal(dfcl_trainer_step(t, &g, &done, NULL), DFCL_OK);
+        assert_int_equal(done, 1);
+        assert_int_equal(g.step, 6);
+        dfcl_trainer_destroy(&t);
+    }
+}
+
+static void passes_resume(void **state) {
+    (void)state;
+    /* the size of a pass is part of the run: not given again, it is taken from there */
+    struct dfcl_train_params p = params("passes");
+    dfcl_trainer *t;
+    p.micro_batch = 2;
+    p.checkpoint_every = 2;
+    train(&p, 2);
+    p.micro_batch = 0;
+    p.resume = "auto";
+    assert_int_equal(dfcl_trainer_create(&t, dev, &p, NULL), DFCL_OK);
+    assert_int_equal(dfcl_trainer_summary(t)->micro_batch, 2);
+    dfcl_trainer_destroy(&t);
+    p.micro_batch = 4;
+    dfcl_error e;
+    assert_int_equal(try_create(&p, &e), DFCL_USAGE);
+    assert_non_null(strstr(e.msg, "micro_batch"));
+}
+
+static void go_back(void **state) {
+    (void)state;
+    struct dfcl_train_params p = params("back");
+    p.checkpoint_every = 1;
+    p.keep = 10;
+    train(&p, -1);
+    /* from an older checkpoint by path; the later ones are dropped once this one has moved on */
+    char old[512];
+    snprintf(old, sizeof old, "%s/", at("back/checkpoints/step-2"));
+    p.resume = old;
+    train(&p, 1);
+    for (int i = 1; i <= 6; i++)
+        assert_int_equal(dfcl_path_kind(at("back/checkpoints/step-%d", i)), i <= 3 ? DFCL_PATH_DIR : DFCL_PATH_NONE);
+    dfcl_error e;
+    p.resume = data_path;
+    assert_int_equal(try_create(&p, &e), DFCL_USAGE);
+    /* a damaged checkpoint is named */
+    p.resume = "auto";
+    assert_int_equal(truncate(at("back/checkpoints/step-3/tensors.safetensors"), 1000), 0);
+    assert_int_equal(try_create(&p, &e), DFCL_FORMAT);
+    assert_non_null(strstr(e.msg, "step-3/tensors.safetensors"));
+    assert_int_equal(dfcl_file_write(ctx, at("back/checkpoints/step-3/state.json"), "{}", 2, NULL), DFCL_OK);
+    assert_int_equal(try_create(&p, &e), DFCL_FORMAT);
+    assert_non_null(strstr(e.msg, "state.json"));
+}
+
+static void refusals(void **state) {
+    (void)state;
+    struct dfcl_train_params p = params("refuse"), q;
+    dfcl_error e;
+    p.checkpoint_every = 2;
+    train(&p, 2);
+    assert_int_equal(try_create(&p, &e), DFCL_USAGE); /* not empty, and not asked to go on */
+    assert_non_null(strstr(e.msg, run_path));
+    p.resume = "auto";
+    assert_int_equal(try_create(&p, &e), DFCL_OK);
+    static const char *const words[] = {"batch", "seed", "method", "data", "lr", "label_dropout", "flip", "class_init", "base"};
+    char other[512], base[512];
+    snprintf(other, sizeof other, "%s", at("other"));
+    struct dfcl_init_params init = {.shape = {.depth = 2, .hidden = 32, .heads = 2, .patch = 2, .input = 8, .channels = 1, .classes = 4},
+                                    .seed = 4, .scale = 0.1f, .dtype = "f32"};
+    snprintf(base, sizeof base, "%s", at("base2.safetensors"));
+    assert_int_equal(dfcl_model_init(ctx, &init, base, NULL), DFCL_OK);
+    for (size_t i = 0; i < DFCL_COUNT(words); i++) {
+        q = p;
+        switch (i) {
+        case 0: q.batch = 2; break;
+        case 1: q.seed = 12; break;
+        case 2: q.method = "bitfit"; break;
+        case 3: q.data = other; break;
+        case 4: q.lr = 2e-2; break;
+        case 5: q.label_dropout = -1; break;
+        case 6: q.flip = 1; break;
+        case 7: q.class_init = "null"; break;
+        case 8: q.model.path = base; break;
+        }
+        if (try_create(&q, &e) != DFCL_USAGE || !strstr(e.msg, words[i]))
+            fail_msg("%s: %d %s", words[i], e.status, e.msg);
+    }
+    q = p;
+    q.steps = 9; /* more steps are no contradiction */
+    assert_int_equal(try_create(&q, &e), DFCL_OK);
+
+    dfcl_trainer *t;
+    assert_int_equal(dfcl_trainer_create(&t, dev, &p, NULL), DFCL_OK);
+    assert_int_equal(try_create(&p, &e), DFCL_ERROR); /* locked */
+    assert_non_null(strstr(e.msg, "another process"));
+    dfcl_trainer_destroy(&t);
+
+    q = params("refuse2");
+    q.batch = 4;
+    q.micro_batch = 3;
+    assert_int_equal(try_create(&q, &e), DFCL_USAGE);
+    q = params("refuse3");
+    q.lr_schedule = "linear";
+    assert_int_equal(try_create(&q, &e), DFCL_USAGE);
+    assert_non_null(strstr(e.msg, "linear"));
+    q = params("refuse4");
+    q.max_memory = 1000;
+    assert_int_equal(try_create(&q, &e), DFCL_NOMEM);
+}
+
+static void interrupted(void **state) {
+    (void)state;
+    struct dfcl_train_params p = params("whole");
+    p.log_every = 4; /* the sums of a line straddle the interruption */
+    train(&p, -1);
+    p = params("halves");
+    p.log_every = 4;
+    dfcl_trainer *t;
+    int done = 0;
+    assert_int_equal(dfcl_trainer_create(&t, dev, &p, NULL), DFCL_OK);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(dfcl_trainer_step(t, NULL, &done, NULL), DFCL_OK);
+    assert_int_equal(dfcl_trainer_save(t, NULL), DFCL_OK);
+    assert_int_equal(dfcl_trainer_save(t, NULL), DFCL_OK);
+    dfcl_trainer_destroy(&t);
+    p.resume = "auto";
+    train(&p, -1);
+    same_file(at("whole/delta.safetensors"), at("halves/delta.safetensors"));
+    double loss[2][2];
+    for (int r = 0; r < 2; r++) {
+        char *text;
+        size_t size;
+        assert_int_equal(dfcl_file_read(ctx, at("%s/metrics.jsonl", r ? "halves" : "whole"), 1 << 20, &text, &size, NULL), DFCL_OK);
+        char *second = strchr(text, '\n') + 1;
+        assert_int_equal(sscanf(text, "{\"step\":4,\"loss\":%lf", &loss[r][0]), 1);
+        assert_int_equal(sscanf(second, "{\"step\":6,\"loss\":%lf", &loss[r][1]), 1);
+        dfcl_free(ctx, text);
+    }
+    assert_memory_equal(loss[0], loss[1], sizeof loss[0]);
+}
+
+static void non_finite(void **state) {
+    (void)state;
+    struct dfcl_train_params p = params("wild");
+    p.lr = 1e6;
+    p.method = "full";
+    p.steps = 100;
+    dfcl_trainer *t;
+    dfcl_error e = {0};
+    struct dfcl_train_progress g;
+    int done = 0, steps = 0;
+    warnings = 0;
+    assert_int_equal(dfcl_trainer_create(&t, dev, &p, NULL), DFCL_OK);
+    dfcl_status s = DFCL_OK;
+    while (!s && !done) {
+        s = dfcl_trainer_step(t, &g, &done, &e);
+        steps++;
+    }
+    assert_int_equal(s, DFCL_NONFINITE);
+    assert_int_equal(e.status, DFCL_NONFINITE);
+    assert_int_equal(g.skipped, 20);
+    assert_int_equal(warnings, 20);
+    assert_true(steps >= 21 && steps < 30);
+    dfcl_trainer_destroy(&t);
+}
+
+static void final_files(void **state) {
+    (void)state;
+    dfcl_model *m;
+    int domain;
+    struct dfcl_model_params mp = {0};
+    /* "resume_is_exact" has left runs */
+    mp.path = at("base.safetensors");
+    assert_int_equal(dfcl_model_open(&m, dev, &mp, NULL), DFCL_OK);
+    assert_int_equal(dfcl_model_load_delta(m, at("unbroken-difffit/delta.safetensors"), 1.0f, 0, &domain, NULL), DFCL_OK);
+    assert_int_equal(dfcl_model_classes(m, domain), 2);
+    assert_string_equal(dfcl_model_class_name(m, domain, 1), "c1");
+    dfcl_model_close(&m);
+    mp.path = at("unbroken-full/model.safetensors");
+    assert_int_equal(dfcl_model_open(&m, dev, &mp, NULL), DFCL_OK);
+    assert_int_equal(dfcl_model_classes(m, 0), 2);
+    assert_string_equal(dfcl_model_class_name(m, 0, 0), "c0");
+    dfcl_model_close(&m);
+    cJSON *o;
+    char *text;
+    size_t size;
+    assert_int_equal(dfcl_file_read(ctx, at("unbroken-difffit/config.json"), 1 << 20, &text, &size, NULL), DFCL_OK);
+    assert_int_equal(dfcl_json_parse(&o, text, size, DFCL_JSON_LIMITS, "config", NULL), DFCL_OK);
+    const cJSON *s = dfcl_json_get(o, "settings");
+    assert_string_equal(dfcl_json_get(s, "method")->valuestring, "difffit");
+    assert_string_equal(dfcl_json_get(s, "gamma_blocks")->valuestring, "0");
+    assert_int_equal(strlen(dfcl_json_get(s, "base")->valuestring), 64);
+    assert_int_equal(dfcl_json_get(s, "batch")->valuedouble, 4);
+    cJSON_Delete(o);
+    dfcl_free(ctx, text);
+}
+
+static void learning_rate(void **state) {
+    (void)state;
+    struct dfcl_train_config c;
+    struct dfcl_train_params p = params("lr");
+    p.lr = 1.0;
+    p.steps = 14;
+    p.warmup = 4;
+    assert_int_equal(dfcl_train_config_init(&c, ctx, &p, NULL), DFCL_OK);
+    for (int i = 0; i < 14; i++)
+        assert_true(fabs(dfcl_train_config_lr(&c, i) - (i < 4 ? 0.25 * (i + 1) : 1.0)) < 1e-15);
+    dfcl_train_config_finish(&c);
+    p.lr_schedule = "cosine";
+    assert_int_equal(dfcl_train_config_init(&c, ctx, &p, NULL), DFCL_OK);
+    assert_true(fabs(dfcl_train_config_lr(&c, 1) - 0.5) < 1e-15);
+    assert_true(fabs(dfcl_train_config_lr(&c, 4) - 1.0) < 1e-15);
+    assert_true(fabs(dfcl_train_config_lr(&c, 9) - 0.5) < 1e-15);
+    assert_true(fabs(dfcl_train_config_lr(&c, 13) - 0.5 * (1.0 + cos(0.9 * 3.14159265358979))) < 1e-12);
+    assert_true(dfcl_train_config_lr(&c, 20) == 0.0);
+    dfcl_train_config_finish(&c);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(learning_rate), cmocka_unit_test(resume_is_exact), cmocka_unit_test(passes_resume),
+        cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted),
+        cmocka_unit_test(non_finite),
+        cmocka_unit_test(final_files),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
