@@ -18,6 +18,17 @@ void dfcl_attn_fwd_ref(int B, int T, int H, int D, float scale, const float *qkv
 void dfcl_attn_bwd_ref(int B, int T, int H, int D, float scale, const float *qkv, const float *out, const float *lse,
                        const float *dout, float *dqkv, double *work);
 
+/* How a CPU variant cuts the work: `items` work-items walk over `units` = B*H heads times `parts`. */
+struct dfcl_attn_plan {
+    int vector;         /* floats of a vector: 16, 8 or 4 */
+    int parts, size;    /* parts of a head; queries (forward) or blocks of keys (backward) of each */
+    int units, items;
+    int64_t item_size;  /* floats of scratch of an item */
+    char options[32];
+};
+/* Fills vector, parts, size, units, items, options for heads of `pieces` pieces that are not worth cutting further. */
+void dfcl_attn_plan_init(struct dfcl_attn_plan *p, const struct dfcl_device *dev, int heads, int pieces, int D);
+
 /* Shapes of check and benchmark cases, the same for both directions. `mean` is added to q and k: scores of about mean^2 sqrt(D), beyond
  * what exp can take without the running maximum. `tol_factor`: a score s in f32 is off by a few |s| 2^-24, which is the
  * relative error of P; tolerances grow with the scores by this factor. */

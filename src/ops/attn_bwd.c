@@ -3,14 +3,8 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
-#include "base/philox.h"
-
-static bool host_supports(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dev->be == &dfcl_backend_host;
-}
+#include "ops/rows.h"
 
 static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     const struct dfcl_attn_bwd *p = params;
@@ -26,8 +20,75 @@ static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl
     return DFCL_OK;
 }
 
+/* ---- cpu: cl/attn_cpu.cl ---- */
+
+enum { CPU_QUERIES = 64 /* of a block */, CPU_SUM_ROWS = 32 /* of an item that adds up partial dq */ };
+
+/* *partial: floats before the first item's scratch, where units leave their part of dq. */
+static void cpu_plan(const struct dfcl_device *dev, const struct dfcl_attn_bwd *p, struct dfcl_attn_plan *plan, int64_t *partial) {
+    const int keys = dfcl_cpu_lanes(dev) == 16 ? 128 : 120;
+    dfcl_attn_plan_init(plan, dev, p->B * p->H, (p->T + keys - 1) / keys, p->D);
+    const int64_t row = (p->D + 3) / 4 * 4, rows = (p->T + CPU_QUERIES - 1) / CPU_QUERIES * (int64_t)CPU_QUERIES;
+    plan->item_size = rows * (3 * row + 2) + keys * (3 * row + 2 * (int64_t)p->D) + 2 * CPU_QUERIES * keys;
+    plan->item_size = (plan->item_size + 15) / 16 * 16;
+    *partial = plan->parts > 1 ? ((int64_t)plan->units * p->T * row + 15) / 16 * 16 : 0;
+}
+
+static uint64_t cpu_scratch(const struct dfcl_device *dev, const void *params) {
+    struct dfcl_attn_plan plan;
+    int64_t partial;
+    cpu_plan(dev, params, &plan, &partial);
+    return (uint64_t)(partial + plan.items * plan.item_size) * sizeof(float);
+}
+
+static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_attn_bwd *p = params;
+    dfcl_status s = dfcl_attn_shape(p->B, p->T, p->H, p->D, err);
+    if (s)
+        return s;
+    struct dfcl_attn_plan plan;
+    int64_t partial;
+    cpu_plan(dev, p, &plan, &partial);
+    struct dfcl_kernel *k, *sum = NULL;
+    s = dfcl_device_kernel(dev, "attn_cpu", "attn_bwd_cpu", plan.options, &k, err);
+    if (!s && plan.parts > 1)
+        s = dfcl_device_kernel(dev, "attn_cpu", "attn_bwd_dq_cpu", plan.options, &sum, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->qkv, sizeof(float));
+    dfcl_args_ref(&a, p->out, sizeof(float));
+    dfcl_args_ref(&a, p->lse, sizeof(float));
+    dfcl_args_ref(&a, p->dout, sizeof(float));
+    dfcl_args_ref(&a, p->dqkv, sizeof(float));
+    dfcl_args_ref(&a, dfcl_ref_at(p->head.scratch, (uint64_t)partial * sizeof(float)), sizeof(float));
+    dfcl_args_i64(&a, plan.item_size);
+    dfcl_args_ref(&a, p->head.scratch, sizeof(float));
+    dfcl_args_i32(&a, p->T);
+    dfcl_args_i32(&a, p->H);
+    dfcl_args_i32(&a, plan.parts);
+    dfcl_args_i32(&a, plan.size);
+    dfcl_args_i32(&a, plan.units);
+    dfcl_args_i32(&a, plan.items);
+    dfcl_args_f32(&a, (float)(p->scale * 1.4426950408889634));
+    dfcl_args_f32(&a, p->scale);
+    s = dfcl_device_launch(dev, k, (const size_t[3]){(size_t)plan.items, 1, 1}, &a, err);
+    if (s || plan.parts == 1)
+        return s;
+    a.n = 0;
+    dfcl_args_ref(&a, p->head.scratch, sizeof(float));
+    dfcl_args_ref(&a, p->dqkv, sizeof(float));
+    dfcl_args_i32(&a, p->T);
+    dfcl_args_i32(&a, p->H);
+    dfcl_args_i32(&a, plan.parts);
+    dfcl_args_i32(&a, CPU_SUM_ROWS);
+    const size_t groups[3] = {(size_t)((p->T + CPU_SUM_ROWS - 1) / CPU_SUM_ROWS), (size_t)p->B * (size_t)p->H, 1};
+    return dfcl_device_launch(dev, sum, groups, &a, err);
+}
+
 static const struct dfcl_variant variants[] = {
-    {.name = "host", .supports = host_supports, .launch = host_launch},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .scratch = cpu_scratch, .launch = cpu_launch},
+    {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 
 static void make_case(struct dfcl_case *c, int index) {

@@ -3,12 +3,6 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
-
-static bool host_supports(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dev->be == &dfcl_backend_host;
-}
 
 static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     const struct dfcl_attn_fwd *p = params;
@@ -24,8 +18,59 @@ static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl
     return DFCL_OK;
 }
 
+/* ---- cpu: cl/attn_cpu.cl ---- */
+
+enum { CPU_ROWS = 32 }; /* queries that a copy of a head's keys and values is worth */
+
+static int64_t pad16(int64_t n) {
+    return (n + 15) / 16 * 16;
+}
+
+static void cpu_plan(const struct dfcl_device *dev, const struct dfcl_attn_fwd *p, struct dfcl_attn_plan *plan) {
+    dfcl_attn_plan_init(plan, dev, p->B * p->H, (p->T + CPU_ROWS - 1) / CPU_ROWS, p->D);
+    plan->size *= CPU_ROWS;
+    const int tile_rows = plan->vector == 16 ? 8 : 4, panel = plan->vector * (plan->vector == 16 ? 2 : 3);
+    const int64_t keys = (p->T + panel - 1) / panel * (int64_t)panel, row = (p->D + 3) / 4 * 4;
+    plan->item_size = pad16(keys * p->D) + pad16(p->T * row) + pad16(tile_rows * keys) + 2 * pad16(tile_rows * row);
+}
+
+static uint64_t cpu_scratch(const struct dfcl_device *dev, const void *params) {
+    struct dfcl_attn_plan plan;
+    cpu_plan(dev, params, &plan);
+    return (uint64_t)plan.items * (uint64_t)plan.item_size * sizeof(float);
+}
+
+static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_attn_fwd *p = params;
+    dfcl_status s = dfcl_attn_shape(p->B, p->T, p->H, p->D, err);
+    if (s)
+        return s;
+    struct dfcl_attn_plan plan;
+    cpu_plan(dev, p, &plan);
+    struct dfcl_kernel *k;
+    s = dfcl_device_kernel(dev, "attn_cpu", "attn_fwd_cpu", plan.options, &k, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->qkv, sizeof(float));
+    dfcl_args_ref(&a, p->out, sizeof(float));
+    dfcl_args_ref(&a, p->lse, sizeof(float));
+    dfcl_args_i32(&a, p->lse.mem != NULL);
+    dfcl_args_ref(&a, p->head.scratch, sizeof(float));
+    dfcl_args_i64(&a, plan.item_size);
+    dfcl_args_i32(&a, p->T);
+    dfcl_args_i32(&a, p->H);
+    dfcl_args_i32(&a, plan.parts);
+    dfcl_args_i32(&a, plan.size);
+    dfcl_args_i32(&a, plan.units);
+    dfcl_args_i32(&a, plan.items);
+    dfcl_args_f32(&a, (float)(p->scale * 1.4426950408889634));
+    return dfcl_device_launch(dev, k, (const size_t[3]){(size_t)plan.items, 1, 1}, &a, err);
+}
+
 static const struct dfcl_variant variants[] = {
-    {.name = "host", .supports = host_supports, .launch = host_launch},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .scratch = cpu_scratch, .launch = cpu_launch},
+    {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 
 static void make_case(struct dfcl_case *c, int index) {

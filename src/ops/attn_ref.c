@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/philox.h"
+#include "ops/rows.h"
 
 dfcl_status dfcl_attn_shape(int B, int T, int H, int D, dfcl_error *err) {
     if (B < 1 || T < 1 || H < 1 || D < 1 || D > DFCL_ATTN_MAX_D)
@@ -102,6 +103,20 @@ void dfcl_attn_bwd_ref(int B, int T_, int H, int D_, float scale, const float *q
                     g[j * ld + 2 * ldo + d] = (float)dv[j * D + d];
                 }
         }
+}
+
+void dfcl_attn_plan_init(struct dfcl_attn_plan *p, const struct dfcl_device *dev, int heads, int pieces, int D) {
+    memset(p, 0, sizeof *p);
+    p->vector = dfcl_cpu_lanes(dev);
+    const int units = (int)DFCL_MIN(DFCL_MAX(dev->info.compute_units, 1u), 1024u);
+    /* Enough units that the last ones to finish do not leave many cores idle; whole heads when they divide evenly or are many. */
+    int parts = heads >= 4 * units || heads % units == 0 ? 1 : (4 * units + heads - 1) / heads;
+    parts = DFCL_MIN(parts, pieces);
+    p->size = (pieces + parts - 1) / parts;
+    p->parts = (pieces + p->size - 1) / p->size;
+    p->units = heads * p->parts;
+    p->items = DFCL_MIN(p->units, 8 * units);
+    snprintf(p->options, sizeof p->options, "-DDD=%d -DDFCL_VW=%d", D, p->vector);
 }
 
 /* ---- cases ---- */
