@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""The command as a user meets it: help, messages, exit codes, files.   test_cli.py PATH/TO/difffit-cl GOLDEN [pattern]"""
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+
+CLI, GOLDEN = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
+PATTERN = sys.argv[3] if len(sys.argv) > 3 else ""
+COMMANDS = ["devices", "demo", "train", "sample", "info", "init", "merge", "verify", "selftest"]
+tmp = tempfile.TemporaryDirectory(prefix="dfcl-cli-")
+T = tmp.name
+os.environ["XDG_CACHE_HOME"] = os.path.join(T, "cache")
+
+
+def run(*words, code=0, timeout=600, env=None):
+    p = subprocess.run([CLI, *map(str, words)], capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})})
+    assert p.returncode == code, f"{' '.join(map(str, words))}: exit code {p.returncode}, expected {code}\n{p.stdout}\n{p.stderr}"
+    return p.stdout, p.stderr
+
+
+def fails(code, *words, says):
+    """One clear line on standard error, with every text of `says`, and the documented code."""
+    out, err = run(*words, code=code)
+    lines = [x for x in err.strip().split("\n") if "warning" not in x]
+    assert len(lines) == 1, f"{words}: expected one line, found:\n{err}"
+    assert lines[0].startswith("difffit-cl"), lines[0]
+    for text in says if isinstance(says, (list, tuple)) else [says]:
+        assert text in lines[0], f"{words}: expected '{text}' in: {lines[0]}"
+
+
+def path(name):
+    return os.path.join(T, name)
+
+
+def png(name, side, value, channels=1):
+    rows = b"".join(b"\0" + bytes(((value + 7 * x + 3 * y) % 256) for x in range(side) for _ in range(channels)) for y in range(side))
+    chunk = lambda k, d: struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d))  # noqa: E731
+    head = struct.pack(">IIBBBBB", side, side, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    with open(name, "wb") as f:
+        f.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def make_base(name, classes=3, seed=1, **more):
+    words = {"depth": 2, "hidden": 32, "heads": 2, "patch": 2, "input": 8, "channels": 1, "classes": classes, "seed": seed, "scale": 0.1, **more}
+    run("init", *[w for k, v in words.items() for w in (f"--{k}", v)], "--out", path(name))
+    return path(name)
+
+
+def make_images(name, classes=("a", "b"), n=4, side=10):
+    for c, k in enumerate(classes):
+        for i in range(n):
+            png(os.path.join(T, name, k, f"{i}.png"), side, 40 * c + 11 * i)
+    return path(name)
+
+
+def tensors(file):
+    with open(file, "rb") as f:
+        n = struct.unpack("<Q", f.read(8))[0]
+        head = json.loads(f.read(n))
+        data = f.read()
+    return {k: (v["shape"], data[v["data_offsets"][0]:v["data_offsets"][1]]) for k, v in head.items() if k != "__metadata__"}, head.get("__metadata__", {})
+
+
+def test_help():
+    out, _ = run("--help")
+    for c in COMMANDS:
+        assert re.search(rf"^  {c} ", out, re.M), c
+        text, err = run(c, "--help")
+        assert "usage: difffit-cl " + c in text and "--device" in text and not err, c
+        assert max(len(line) for line in text.split("\n")) <= 140, c
+    _, err = run(code=2)
+    assert "usage" in err
+    assert re.match(r"difffit-cl \d+\.\d+\.\d+\n$", run("--version")[0])
+
+
+def test_usage():
+    fails(2, "trian", says="trian")
+    for c in COMMANDS:
+        fails(2, c, "--no-such-thing", says=["--no-such-thing", f"difffit-cl {c} --help"])
+    fails(2, "train", "--modell", "x", says="did you mean --model?")
+    fails(2, "train", "--steps", says="needs a value")
+    fails(2, "train", "--steps", "many", says=["--steps", "many"])
+    fails(2, "train", "--steps", "0", says=["--steps", "from 1"])
+    fails(2, "train", "--model", "a", says="--out")
+    fails(2, "sample", "--model", "a", "--out", "b", "--sampler", "euler", says="dpm++")
+    fails(2, "init", "--size", "DiT-Q/2", "--out", path("q"), says="DiT-Q/2")
+    fails(2, "info", says="one path")
+
+
+def test_devices():
+    found = json.loads(run("devices", "--json")[0])
+    assert any(d["selector"] == "host" for d in found)
+    for i, d in enumerate(found):
+        assert d["index"] == i and d["name"] and d["memory_bytes"] > 0 and d["max_alloc_bytes"] > 0
+    text = run("devices")[0]
+    for d in found:
+        assert d["selector"] in text and d["name"] in text
+    fails(3, "selftest", "--device", "opencl:99", says=["opencl:99", "host"])
+    fails(3, "selftest", "--device", "1234", says="1234")
+
+
+def test_no_device():
+    """Without any platform only the host reference is left, and asking for another is a clear error."""
+    empty = path("no-vendors")
+    os.makedirs(empty, exist_ok=True)
+    env = {"OCL_ICD_VENDORS": empty + "/"}
+    found = json.loads(run("devices", "--json", env=env)[0])
+    assert [d["selector"] for d in found] == ["host"], found
+    out, err = run("selftest", "--device", "opencl:0", code=3, env=env)
+    assert "opencl:0" in err
+
+
+def test_selftest():
+    out, _ = run("selftest", "--device", "host")
+    assert "passed" in out and "forward pass" in out
+    for d in json.loads(run("devices", "--json")[0]):
+        assert "passed" in run("selftest", "--device", d["selector"])[0]
+
+
+def test_info():
+    base = make_base("info.safetensors", classes=5)
+    out, _ = run("info", base)
+    assert "32" in out and "5" in out
+    j = json.loads(run("info", base, "--json")[0])
+    assert isinstance(j, dict)
+    for f in ("raw_f32.pt", "raw_bf16.safetensors", "train_ckpt.pt", "diffusers"):
+        run("info", os.path.join(GOLDEN, "dit/micro", f))
+        json.loads(run("info", os.path.join(GOLDEN, "dit/micro", f), "--json")[0])
+    images = make_images("info-images")
+    out, _ = run("info", images)
+    assert "a" in out and "b" in out and "8" in out
+    fails(7, "info", path("nothing-here"), says="nothing-here")
+    with open(path("noise.bin"), "wb") as f:
+        f.write(b"\x01\x02\x03 nothing that anybody writes")
+    fails(6, "info", path("noise.bin"), says="noise.bin")
+
+
+def test_bad_files():
+    base = make_base("whole.safetensors")
+    images = make_images("bad-images")
+    with open(base, "rb") as f:
+        data = f.read()
+    for keep in (0, 5, 100, len(data) // 2, len(data) - 1):
+        with open(path("cut.safetensors"), "wb") as f:
+            f.write(data[:keep])
+        fails(6, "train", "--device", "host", "--model", path("cut.safetensors"), "--data", images, "--out", path("cut-run"), says="cut.safetensors")
+        assert not os.path.exists(path("cut-run/checkpoints"))
+    with open(os.path.join(GOLDEN, "dit/micro/raw_f32.pt"), "rb") as f:
+        data = f.read()
+    with open(path("cut.pt"), "wb") as f:
+        f.write(data[: len(data) // 2])
+    fails(6, "info", path("cut.pt"), says="cut.pt")
+    fails(7, "sample", "--device", "host", "--model", path("none.pt"), "--out", path("x.png"), says="none.pt")
+    os.makedirs(path("empty-folder"), exist_ok=True)
+    fails(6, "train", "--device", "host", "--model", base, "--data", path("empty-folder"), "--out", path("e-run"), says="empty-folder")
+    os.makedirs(path("broken-images/k"), exist_ok=True)
+    with open(path("broken-images/k/bad.png"), "wb") as f:
+        f.write(b"\x89PNG\r\n\x1a\nnot really")
+    fails(6, "train", "--device", "host", "--model", base, "--data", path("broken-images"), "--out", path("b-run"), says="bad.png")
+
+
+def small_train(run_dir, base, images, *more, code=0, steps=4):
+    return run("train", "--device", "host", "--model", base, "--data", images, "--out", path(run_dir), "--steps", steps, "--batch", 4, "--lr", "1e-3",
+               "--log-every", 1, *more, code=code)
+
+
+def test_train_and_sample():
+    base = make_base("base.safetensors", classes=3)
+    images = make_images("images", classes=("cat", "dog"))
+    small_train("run", base, images)
+    delta = path("run/delta.safetensors")
+    got, meta = tensors(delta)
+    assert any(k.endswith("gamma1") for k in got) and "y_embedder.embedding_table.weight" in got
+    assert got["y_embedder.embedding_table.weight"][0] == [3, 32], got["y_embedder.embedding_table.weight"][0]
+    assert "cat" in json.dumps(meta) and "dog" in json.dumps(meta)
+    assert not any(k.endswith("qkv.weight") for k in got)
+    metrics = [json.loads(x) for x in open(path("run/metrics.jsonl"))]
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4] and all(m["loss"] > 0 for m in metrics)
+    assert "difffit" in run("info", path("run"))[0]
+    assert "difffit" in run("info", delta)[0]
+    common = ["--device", "host", "--model", base, "--delta", delta, "--steps", 3, "--sampler", "ddim", "-n", 2]
+    run("sample", *common, "--classes", "dog", "--out", path("dog.png"), "--save-latents", path("dog.safetensors"))
+    assert open(path("dog.png"), "rb").read(8) == b"\x89PNG\r\n\x1a\n"
+    run("sample", *common, "--classes", "1", "--batch", 1, "--out", path("folder"), "--save-latents", path("one.safetensors"))
+    assert sorted(os.listdir(path("folder"))) == ["000000.png", "000001.png"]
+    a, b = tensors(path("dog.safetensors"))[0]["latents"], tensors(path("one.safetensors"))[0]["latents"]
+    assert a[0] == [2, 1, 8, 8]
+    worst = max(abs(x - y) for x, y in zip(struct.unpack(f"<{len(a[1])//4}f", a[1]), struct.unpack(f"<{len(b[1])//4}f", b[1])))
+    assert worst < 1 / 255, worst
+    fails(2, "sample", *common, "--classes", "bird", "--out", path("b.png"), says=["bird", "cat"])
+    other = make_base("other.safetensors", classes=3, seed=2)
+    fails(6, "sample", "--device", "host", "--model", other, "--delta", delta, "--steps", 3, "--out", path("o.png"), says="delta.safetensors")
+    assert not os.path.exists(path("o.png"))
+    run("merge", "--model", base, "--delta", delta, "--out", path("merged.safetensors"))
+    run("sample", *common, "--classes", "dog", "--out", path("d2.png"), "--save-latents", path("ref.safetensors"), "--delta", delta, code=2)
+    run("sample", "--device", "host", "--model", path("merged.safetensors"), "--heads", 2, "--steps", 3, "--sampler", "ddim", "-n", 2, "--classes", "1", "--save-latents",
+        path("merged-latents.safetensors"))
+    c = tensors(path("merged-latents.safetensors"))[0]["latents"]
+    worst = max(abs(x - y) for x, y in zip(struct.unpack(f"<{len(a[1])//4}f", a[1]), struct.unpack(f"<{len(c[1])//4}f", c[1])))
+    assert worst < 1e-3, worst
+
+
+def test_resume_is_exact():
+    base, images = make_base("rbase.safetensors"), make_images("rimages")
+    small_train("straight", base, images, steps=6)
+    small_train("broken", base, images, "--checkpoint-every", 3, steps=3)
+    small_train("broken", base, images, "--resume", "auto", steps=6)
+    for f in ("delta.safetensors", "delta-live.safetensors"):
+        a, b = tensors(path("straight/" + f))[0], tensors(path("broken/" + f))[0]
+        assert a == b, f
+    fails(2, "train", "--device", "host", "--model", base, "--data", images, "--out", path("straight"), "--steps", 6, says="straight")
+
+
+def test_interrupt():
+    base, images = make_base("ibase.safetensors"), make_images("iimages")
+    words = [CLI, "train", "--device", "host", "--model", base, "--data", images, "--out", path("int"), "--steps", "100000", "--batch", "4", "--log-every", "1"]
+    p = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if os.path.exists(path("int/metrics.jsonl")) and os.path.getsize(path("int/metrics.jsonl")) > 0:
+            break
+        time.sleep(0.1)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=120)
+    assert p.returncode == 130, (p.returncode, err)
+    assert "saved" in err
+    assert os.listdir(path("int/checkpoints"))
+
+
+def test_out_of_memory():
+    base, images = make_base("mbase.safetensors"), make_images("mimages")
+    out, err = run("train", "--device", "host", "--model", base, "--data", images, "--out", path("oom"), "--max-memory", "1K", code=4)
+    assert "weights" in err and "activations" in err, err
+
+
+def test_unwritable():
+    base = make_base("wbase.safetensors")
+    fails(7, "init", "--size", "DiT-S/8", "--out", "/proc/nothing/x.safetensors", says="/proc/nothing/x.safetensors")
+    images = make_images("wimages")
+    fails(7, "train", "--device", "host", "--model", base, "--data", images, "--out", "/proc/nothing/run", says="/proc/nothing")
+
+
+def test_verify_host():
+    out, _ = run("verify", "--device", "host", "--golden", GOLDEN, "--dump", path("dump"))
+    for name in ("posembed", "dit/micro/io", "forward", "train_difffit", "train_difffit_t0", "train_full", "sample"):
+        assert re.search(rf"^{name} +passed", out, re.M), name
+    assert "out" in tensors(path("dump/forward.safetensors"))[0]
+    j = json.loads(run("verify", "--device", "host", "--golden", GOLDEN, "--json")[0])
+    assert j["failed"] == 0 and all(f["passed"] for f in j["files"])
+    fails(7, "verify", "--device", "host", "--golden", path("no-golden"), says="no-golden")
+
+
+failed = passed = 0
+for name, test in list(globals().items()):
+    if not name.startswith("test_") or PATTERN not in name:
+        continue
+    start = time.time()
+    try:
+        test()
+        passed += 1
+        print(f"ok {name} ({time.time() - start:.1f} s)", flush=True)
+    except Exception:  # noqa: BLE001
+        failed += 1
+        print(f"FAILED {name}\n{traceback.format_exc()}", flush=True)
+tmp.cleanup()
+print(f"{passed} passed, {failed} failed")
+sys.exit(1 if failed else 0)
