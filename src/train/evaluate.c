@@ -37,7 +37,9 @@ static dfcl_status take(struct evaluation *e, const struct dfcl_schedule *sched,
     for (size_t i = 0; i < DFCL_COUNT(sizes); i++)
         *refs[i] = (struct dfcl_ref){e->mem, at[i]};
     e->ex = (struct dfcl_exec){.dev = e->dev, .scratch = {e->mem, total}};
-    return dfcl_write(e->dev, e->tab, sched->table, sizes[0] * sizeof(float), err);
+    float table[DFCL_TRAIN_STEPS * DFCL_TAB_COUNT];
+    dfcl_schedule_table(sched, table);
+    return dfcl_write(e->dev, e->tab, table, sizeof table, err);
 }
 
 /* Pairs first .. first + n; their losses go to e->losses (mse, vb alternating). */
@@ -113,10 +115,10 @@ dfcl_status dfcl_evaluate_loss(dfcl_model *model, int domain, const struct dfcl_
     struct evaluation e = {.model = model, .dev = dfcl_model_device(model)};
     const dfcl_context *ctx = e.dev->ctx;
     e.each = (uint64_t)shape->channels * (uint64_t)shape->input * (uint64_t)shape->input;
-    struct dfcl_schedule sched;
-    dfcl_status s = dfcl_schedule_init(&sched, ctx, NULL, err);
+    struct dfcl_schedule sched = {0};
+    dfcl_status s = dfcl_schedule_train(&sched, ctx, err);
     if (s)
-        return s;
+        goto out;
     struct dfcl_plan plan;
     e.host = dfcl_calloc(ctx, (size_t)e.each * 2 * PASS, sizeof *e.host, err);
     e.losses = dfcl_calloc(ctx, (size_t)pairs * 2, sizeof *e.losses, err);
@@ -129,8 +131,9 @@ dfcl_status dfcl_evaluate_loss(dfcl_model *model, int domain, const struct dfcl_
         estimate(e.losses, pairs, out);
     if (!s && !isfinite(out->loss))
         s = dfcl_fail(err, DFCL_NONFINITE, "evaluation: the loss is not finite");
+out:
     dfcl_mem_destroy(e.dev, &e.mem);
-    dfcl_schedule_finish(&sched, ctx);
+    dfcl_schedule_finish(&sched);
     dfcl_free(ctx, e.host);
     dfcl_free(ctx, e.losses);
     return s;

@@ -104,7 +104,7 @@ static dfcl_status check_params(struct selftest *t, dfcl_error *err) {
     return s;
 }
 
-static dfcl_status check_sampling(struct selftest *t, struct dfcl_ref net, struct dfcl_ref xt, const float *tab, dfcl_error *err) {
+static dfcl_status check_sampling(struct selftest *t, struct dfcl_ref net, struct dfcl_ref xt, const double *row, dfcl_error *err) {
     struct dfcl_device *dev = t->dev;
     dfcl_status s = dfcl_mem_create(dev, 16384, "self-test", &t->mem, err);
     if (s)
@@ -118,7 +118,8 @@ static dfcl_status check_sampling(struct selftest *t, struct dfcl_ref net, struc
     struct dfcl_guide g = {.m = 1, .C = ST_CHANNELS, .hw = ST_SIDE * ST_SIDE, .chans = 3, .out = net, .cond = at[0], .ref = at[1],
                            .scale = at[2], .eps = at[3], .v = at[4]};
     struct dfcl_ddpm_step d = {.n = EACH, .x = xt, .eps = at[3], .v = at[4], .noise = at[5], .xn = at[6]};
-    memcpy(d.tab, tab + 500 * DFCL_TAB_COUNT, sizeof d.tab);
+    for (int i = 0; i < DFCL_TAB_COUNT; i++)
+        d.tab[i] = (float)row[i];
     draw(4, 0, t->buf, EACH);
     s = dfcl_write(dev, at[0], &cond, sizeof cond, err);
     if (!s)
@@ -145,7 +146,7 @@ dfcl_status dfcl_selftest(dfcl_device *dev, dfcl_line_fn line, void *user, dfcl_
     const int32_t ts[ST_BATCH] = {5, 700}, rows[ST_BATCH] = {1, ST_CLASSES};
     t.buf = dfcl_calloc(dev->ctx, LARGEST, sizeof *t.buf, err);
     t.probe = dfcl_calloc(dev->ctx, LARGEST, sizeof *t.probe, err);
-    dfcl_status s = t.buf && t.probe ? dfcl_schedule_init(&sched, dev->ctx, NULL, err) : DFCL_NOMEM;
+    dfcl_status s = t.buf && t.probe ? dfcl_schedule_train(&sched, dev->ctx, err) : DFCL_NOMEM;
     if (!s)
         s = build(&t, err);
     if (s)
@@ -154,7 +155,7 @@ dfcl_status dfcl_selftest(dfcl_device *dev, dfcl_line_fn line, void *user, dfcl_
         draw(1, i, x0 + i * EACH, EACH);
         draw(2, i, noise + i * EACH, EACH);
     }
-    struct dfcl_stepper_options so = {.batch = ST_BATCH, .micro = ST_BATCH, .table = sched.table, .timesteps = sched.steps};
+    struct dfcl_stepper_options so = {.batch = ST_BATCH, .micro = ST_BATCH};
     struct dfcl_step_batch batch = {.x0 = x0, .noise = noise, .t = ts, .rows = rows};
     struct dfcl_step_hyper hyper = {.k = 1, .lr = 0.1, .beta1 = 0.9, .beta2 = 0.999, .eps = 0.1, .ema_decay = 0.9};
     struct dfcl_step_result res;
@@ -178,13 +179,12 @@ dfcl_status dfcl_selftest(dfcl_device *dev, dfcl_line_fn line, void *user, dfcl_
     if (!s)
         s = check_params(&t, err);
     if (!s)
-        s = check_sampling(&t, net, xt, sched.table, err);
+        s = check_sampling(&t, net, xt, sched.tab[500], err);
 out:
     dfcl_mem_destroy(dev, &t.mem);
     dfcl_stepper_destroy(&t.st);
     dfcl_dit_destroy(&t.dit);
-    if (sched.table)
-        dfcl_schedule_finish(&sched, dev->ctx);
+    dfcl_schedule_finish(&sched);
     dfcl_free(dev->ctx, t.buf);
     dfcl_free(dev->ctx, t.probe);
     return s;

@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "diffusion/schedule.h"
 #include "methods/method.h"
 #include "train/step.h"
 #include "verify/golden.h"
@@ -94,7 +93,7 @@ struct train_run {
 
 static dfcl_status check(struct train_run *r, const char *key, const float *got, uint64_t n, const struct dfcl_limit *limit,
                          struct dfcl_golden_special *sp, dfcl_error *err) {
-    char f64[128];
+    char f64[160];
     struct dfcl_golden_special none = {0};
     if (!dfcl_golden_has(r->f, key))
         return DFCL_OK;
@@ -229,7 +228,7 @@ static dfcl_status steps(struct train_run *r, const struct train_data *d, double
             if (!s)
                 s = check_sums(r, err);
         }
-        char prefix[8];
+        char prefix[16];
         snprintf(prefix, sizeof prefix, "p%d", (int)k + 1);
         if (!s)
             s = check_array(r, prefix, DFCL_STEP_VALUES, (int)k + 1, err);
@@ -249,7 +248,6 @@ static dfcl_status open_run(struct train_run *r, const struct train_data *d, dfc
         return DFCL_NOMEM;
     struct dfcl_model_params mp = {.path = path};
     struct dfcl_method_config mc = {.method = r->c->method, .train_classes = r->c->train_classes};
-    struct dfcl_schedule sched;
     dfcl_status s = dfcl_method_open(&r->model, g->dev, &mp, &mc, err);
     dfcl_free(g->ctx, path);
     if (s)
@@ -257,13 +255,9 @@ static dfcl_status open_run(struct train_run *r, const struct train_data *d, dfc
     r->dit = dfcl_model_dit(r->model);
     if (r->c->random_gammas)
         s = set_gammas(g, r->dit, err);
+    struct dfcl_stepper_options so = {.batch = (int)d->batch, .micro = (int)d->batch};
     if (!s)
-        s = dfcl_schedule_init(&sched, g->ctx, NULL, err);
-    if (s)
-        return s;
-    struct dfcl_stepper_options so = {.batch = (int)d->batch, .micro = (int)d->batch, .table = sched.table, .timesteps = sched.steps};
-    s = dfcl_stepper_create(&r->st, r->dit, &so, err);
-    dfcl_schedule_finish(&sched, g->ctx);
+        s = dfcl_stepper_create(&r->st, r->dit, &so, err);
     if (s)
         return s;
     r->count = dfcl_stepper_count(r->st);
