@@ -10,11 +10,10 @@
 #include <difffit-cl/verify.h>
 
 /* Limits; 0: not asked. rel: relative L2 over the tensor. abs: largest absolute difference. elem: largest relative difference of an
- * element. */
+ * element. exact: no difference at all. */
 struct dfcl_limit {
     double rel, abs, elem;
-    bool either; /* one of rel and abs is enough */
-    bool exact;  /* integers */
+    bool exact;
 };
 
 struct dfcl_golden {
@@ -60,21 +59,15 @@ dfcl_status dfcl_golden_input_int(struct dfcl_golden_file *f, const char *key, i
 /* Keys that start with prefix need no result. */
 void dfcl_golden_excuse(struct dfcl_golden_file *f, const char *prefix);
 
-/* Compares with key (its count must be `count`). skip_lo..skip_hi: elements (modulo nothing) judged by skip_abs alone. against: another
- * key's numbers to judge by (NULL: key). */
+/* Compares with key, whose count must be `count`. */
 dfcl_status dfcl_golden_check(struct dfcl_golden_file *f, const char *key, const float *got, uint64_t count,
                               const struct dfcl_limit *limit, dfcl_error *err);
-struct dfcl_golden_special {
-    uint64_t lo, hi; /* elements judged apart, by `abs` alone */
-    double abs;
-    const char *against; /* judge by this key's values instead of key's own */
-    const float *tiny;   /* per element; where |tiny| < 1e-7 the element is judged by tiny_abs */
-    double tiny_abs;
-    uint64_t offset;     /* compare only golden elements [offset, offset + count) of key */
-    bool part;           /* offset counts, the dump collects the parts of one tensor */
-};
-dfcl_status dfcl_golden_check_special(struct dfcl_golden_file *f, const char *key, const float *got, uint64_t count,
-                                      const struct dfcl_limit *limit, const struct dfcl_golden_special *special, dfcl_error *err);
+/* The same for elements [offset, offset + count) of key; the dump collects the parts. */
+dfcl_status dfcl_golden_check_part(struct dfcl_golden_file *f, const char *key, const float *got, uint64_t offset, uint64_t count,
+                                   const struct dfcl_limit *limit, dfcl_error *err);
+/* A result that was judged elsewhere: `used` is its share of the limit. */
+dfcl_status dfcl_golden_judged(struct dfcl_golden_file *f, const char *key, const float *got, uint64_t count, double abs, double rel,
+                               double used, dfcl_error *err);
 
 void dfcl_golden_say(struct dfcl_golden *g, const char *fmt, ...) DFCL_PRINTF(2, 3);
 
