@@ -1,0 +1,87 @@
+/* dfcl_sample: requests by class and domain -> the sampler's items. */
+#include <math.h>
+#include <string.h>
+
+#include "models/model.h"
+#include "sample/sampler.h"
+
+#include <difffit-cl/sample.h>
+
+static dfcl_status guided_channels(const char *text, int channels, int *out, dfcl_error *err) {
+    if (!text || !*text)
+        text = channels == 4 ? "3" : "all";
+    if (!strcmp(text, "all"))
+        *out = channels;
+    else if (!strcmp(text, "3"))
+        *out = DFCL_MIN(3, channels);
+    else
+        return dfcl_fail(err, DFCL_USAGE, "guidance channels \"%s\": expected \"3\" or \"all\"", text);
+    return DFCL_OK;
+}
+
+static dfcl_status make_items(dfcl_model *model, const struct dfcl_sample_params *params, const struct dfcl_sample_request *requests, int n,
+                              struct dfcl_sampler_item *items, dfcl_error *err) {
+    for (int i = 0; i < n; i++) {
+        const struct dfcl_sample_request *r = &requests[i];
+        struct dfcl_sampler_item *it = &items[i];
+        dfcl_status st = dfcl_model_row(model, r->domain, r->class_id, &it->row, err);
+        if (!st)
+            st = dfcl_model_row(model, r->domain, dfcl_model_classes(model, r->domain), &it->ref_row, err);
+        if (st) {
+            dfcl_error_prefix(err, "picture %d", i);
+            return st;
+        }
+        it->dom = it->ref_dom = r->domain;
+        it->scale = (float)params->cfg;
+        it->number = r->number;
+    }
+    return DFCL_OK;
+}
+
+dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *params, const struct dfcl_sample_request *requests, int n,
+                        float *out, dfcl_error *err) {
+    struct dfcl_dit *dit = dfcl_model_dit(model);
+    const struct dfcl_dit_config *cfg = dfcl_dit_get_config(dit);
+    const dfcl_context *ctx = dfcl_model_device(model)->ctx;
+    struct dfcl_solver solver = {0};
+    struct dfcl_sampler *sampler = NULL;
+    struct dfcl_sampler_item *items = NULL;
+    if (n == 0)
+        return DFCL_OK;
+    if (n < 0 || params->batch < 0 || params->steps < 0)
+        return dfcl_fail(err, DFCL_USAGE, "sampling: %d pictures, batches of %d, %d steps: expected no negative number", n, params->batch,
+                         params->steps);
+    if (!isfinite(params->cfg))
+        return dfcl_fail(err, DFCL_USAGE, "guidance scale %g: expected a finite number", params->cfg);
+    struct dfcl_sampler_options opt = {
+        .solver = &solver,
+        .batch = params->batch ? params->batch : 8,
+        .max_memory = params->max_memory,
+        .clip = params->clip ? params->clip > 0 : cfg->channels != 4,
+        .seed = params->seed,
+        .init_noise = params->init_noise,
+        .step_noise = params->step_noise,
+        .progress = params->progress,
+        .progress_user = params->progress_user,
+        .stop = params->stop,
+    };
+    enum dfcl_spacing spacing;
+    int steps = params->steps ? params->steps : params->sampler == DFCL_SAMPLER_DDPM ? 250 : 50;
+    dfcl_status st = dfcl_spacing_parse(params->spacing, &spacing, err);
+    if (!st)
+        st = guided_channels(params->cfg_channels, cfg->channels, &opt.guided_channels, err);
+    if (!st)
+        st = dfcl_solver_init(&solver, ctx, params->sampler, steps, spacing, params->eta, opt.clip, err);
+    if (st)
+        return st;
+    items = dfcl_calloc(ctx, (size_t)n, sizeof *items, err);
+    st = items ? make_items(model, params, requests, n, items, err) : DFCL_NOMEM;
+    if (!st)
+        st = dfcl_sampler_create(&sampler, dit, &opt, n, (float)params->cfg != 1.0f, err);
+    if (!st)
+        st = dfcl_sampler_run(sampler, items, n, out, err);
+    dfcl_sampler_destroy(&sampler);
+    dfcl_free(ctx, items);
+    dfcl_solver_finish(&solver);
+    return st;
+}
