@@ -31,7 +31,7 @@ static void count_warnings(void *user, enum dfcl_log_level level, const char *li
     warnings += level == DFCL_LOG_WARN;
 }
 
-static const char *at(const char *fmt, ...) {
+static const char *DFCL_PRINTF(1, 2) at(const char *fmt, ...) {
     static char buf[8][512];
     static int next;
     char *b = buf[next++ % 8];

@@ -24,7 +24,7 @@ enum { COUNT = 11 };
 static dfcl_context *ctx;
 static char root[64];
 
-static const char *at(const char *fmt, ...) {
+static const char *DFCL_PRINTF(1, 2) at(const char *fmt, ...) {
     static char buf[8][256];
     static int next;
     char *b = buf[next++ % 8];
