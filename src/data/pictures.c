@@ -25,7 +25,7 @@ dfcl_status dfcl_pictures_read(const dfcl_context *ctx, const char *folder, int 
     dfcl_status s = dfcl_scan_folder(ctx, folder, &scan, err);
     if (s)
         return s;
-    size_t each = (size_t)channels * (size_t)side * (size_t)side, total;
+    size_t each = (size_t)channels * (size_t)side * (size_t)side, total = 0;
     uint8_t *pixels = NULL;
     if (scan.latent)
         s = dfcl_fail(err, DFCL_FORMAT, "%s: expected a folder of pictures, found one of latents", folder);
