@@ -14,6 +14,7 @@
 #include "methods/delta.h"
 #include "train/checkpoint.h"
 #include "train/config.h"
+#include "train/preview.h"
 #include "train/run_dir.h"
 #include "train/step.h"
 
@@ -376,6 +377,12 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     if (!s && (due(p->checkpoint_every, st->step) || *done)) {
         s = dfcl_trainer_save(t, err);
         g.checkpointed = !s;
+    }
+    if (!s && due(p->sample_every, st->step)) {
+        dfcl_free(t->ctx, t->sample_path);
+        t->sample_path = NULL;
+        s = dfcl_preview(t->model, t->st, &t->run, st->step, p->seed, p->max_memory, &t->sample_path, err);
+        g.sample_path = t->sample_path;
     }
     g.step = st->step;
     g.loss = r.loss;

@@ -346,6 +346,19 @@ static void non_finite(void **state) {
     dfcl_trainer_destroy(&t);
 }
 
+static void previews_leave_no_trace(void **state) {
+    (void)state;
+    struct dfcl_train_params p = params("plain");
+    train(&p, -1);
+    p = params("shown");
+    p.sample_every = 3;
+    train(&p, -1);
+    same_file(at("plain/delta.safetensors"), at("shown/delta.safetensors"));
+    same_file(at("plain/delta-live.safetensors"), at("shown/delta-live.safetensors"));
+    assert_int_equal(dfcl_path_kind(at("shown/samples/step-000003-ema.png")), DFCL_PATH_FILE);
+    assert_int_equal(dfcl_path_kind(at("shown/samples/step-000006-ema.png")), DFCL_PATH_FILE);
+}
+
 static void final_files(void **state) {
     (void)state;
     dfcl_model *m;
@@ -402,7 +415,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(learning_rate), cmocka_unit_test(resume_is_exact), cmocka_unit_test(passes_resume),
         cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted),
-        cmocka_unit_test(non_finite),
+        cmocka_unit_test(non_finite),    cmocka_unit_test(previews_leave_no_trace),
         cmocka_unit_test(final_files),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
