@@ -92,3 +92,21 @@ DFCL_FN void dfcl_vst_part(GLOBAL float *p, vf v, int n) {
     for (int i = 0; i < n; ++i)
         p[i] = t[i];
 }
+/* The same, or all lanes where `full` (a constant at every use, so that inner loops are free of the question). */
+DFCL_FN vf dfcl_vld_n(const GLOBAL float *p, int n, int full) {
+    return full ? VLD(p) : dfcl_vld_part(p, n);
+}
+DFCL_FN void dfcl_vst_n(GLOBAL float *p, vf v, int n, int full) {
+    if (full)
+        VST(p, v);
+    else
+        dfcl_vst_part(p, v, n);
+}
+/* v with the lanes from n on set to zero. */
+DFCL_FN vf dfcl_vfirst(vf v, int n) {
+    float t[DFCL_VW];
+    VST(t, v);
+    for (int i = 0; i < DFCL_VW; ++i)
+        t[i] = i < n ? t[i] : 0.0f;
+    return VLD(t);
+}

@@ -59,7 +59,8 @@ struct dfcl_case_result {
     double worst; /* worst |got-want| / (tol * (|want| + max|want|)); <= 1 passes */
     char detail[512]; /* of the worst value or the first damage: tensor, index, got, wanted, seed, shape */
 };
-/* The contents a tensor starts with, `count` elements; also what the finite-difference tests draw from. `number`: the tensor's place. */
+/* The contents a tensor starts with, `count` elements; for generators that derive one
+ * tensor from another. `number`: the tensor's place in the case. ctx is used for 16-bit types only. */
 dfcl_status dfcl_case_fill(const dfcl_context *ctx, const struct dfcl_case_tensor *t, int number, uint64_t seed, void *out,
                            dfcl_error *err);
 /* Runs `variant` on dev, twice, against the reference on `host`. DFCL_OK and worst <= 1: passed. worst is infinite when the two runs differ by

@@ -55,16 +55,17 @@ dfcl_status dfcl_case_fill(const dfcl_context *ctx, const struct dfcl_case_tenso
     }
     if (t->dtype != DFCL_F32 && t->dtype != DFCL_F16 && t->dtype != DFCL_BF16)
         return dfcl_fail(err, DFCL_ERROR, "%s: real numbers wanted in a tensor of %s", t->name, dfcl_dtype_name(t->dtype));
+    if (t->dtype == DFCL_F32) {
+        fill_floats(t, number, seed, out);
+        return DFCL_OK;
+    }
     float *f = dfcl_calloc(ctx, (size_t)t->count, sizeof *f, err);
     if (!f)
         return DFCL_NOMEM;
     fill_floats(t, number, seed, f);
     for (uint64_t i = 0; i < t->count; i++) {
         uint16_t h = t->dtype == DFCL_F16 ? dfcl_f32_to_f16(f[i]) : dfcl_f32_to_bf16(f[i]);
-        if (t->dtype == DFCL_F32)
-            memcpy((char *)out + 4 * i, &f[i], 4);
-        else
-            memcpy((char *)out + 2 * i, &h, 2);
+        memcpy((char *)out + 2 * i, &h, 2);
     }
     dfcl_free(ctx, f);
     return DFCL_OK;

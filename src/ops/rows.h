@@ -28,6 +28,16 @@ static inline const char *dfcl_cpu_options(const struct dfcl_device *dev) {
 static inline int64_t dfcl_ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
+/* Sums over the rows of a sample go through parts of this many rows, added in order afterwards: small parts only where the device would
+ * idle otherwise. Parts of all samples: M / T * ceil(T / part_rows). */
+static inline int dfcl_part_rows(const struct dfcl_device *dev, int M, int T) {
+    int64_t parts = M / T * dfcl_ceil_div(T, 64);
+    return parts >= 4 * (int64_t)DFCL_MAX(dev->info.compute_units, 1u) ? 64 : 16;
+}
+/* Bytes of `sums` sums a column for each part; for the finest parts, so that a smaller batch never needs more than a larger one. */
+static inline uint64_t dfcl_part_scratch(int M, int T, int N, int sums) {
+    return (uint64_t)(M / T) * (uint64_t)dfcl_ceil_div(T, 16) * (uint64_t)sums * (uint64_t)N * 4;
+}
 /* Finds or builds the kernel and queues gx x gy x gz groups of it. */
 static inline dfcl_status dfcl_launch_kernel(struct dfcl_device *dev, const char *source, const char *name, const char *options,
                                              int64_t gx, int64_t gy, int64_t gz, const struct dfcl_args *args, dfcl_error *err) {
