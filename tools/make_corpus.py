@@ -90,6 +90,185 @@ def safetensors_corpus():
     mutations(t, "good", good, 24)
 
 
+# ---- PyTorch ----
+
+def zip_bytes(entries, method=zipfile.ZIP_STORED, force64=False):
+    f = io.BytesIO()
+    with zipfile.ZipFile(f, "w", method) as z:
+        for name, data in entries:
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.compress_type = method
+            with z.open(info, "w", force_zip64=force64) as e:
+                e.write(data)
+    return f.getvalue()
+
+
+def glob(module, name):
+    return b"c" + module.encode() + b"\n" + name.encode() + b"\n"
+
+
+def text(s):
+    b = s.encode()
+    return b"X" + struct.pack("<I", len(b)) + b
+
+
+def integer(n):
+    b = n.to_bytes(9, "little", signed=True)
+    return b"\x8a" + bytes([len(b)]) + b if not -2**63 <= n < 2**63 else b"\x8a\x08" + n.to_bytes(8, "little", signed=True)
+
+
+def pk_tensor(key, count, offset, shape, stride, storage="FloatStorage"):
+    return (glob("torch._utils", "_rebuild_tensor_v2") + b"((" + text("storage") + glob("torch", storage) + text(key) + text("cpu") +
+            integer(count) + b"tQ" + integer(offset) + b"(" + b"".join(map(integer, shape)) + b"t(" + b"".join(map(integer, stride)) +
+            b"t\x89" + glob("collections", "OrderedDict") + b")RtR")
+
+
+def pk_dict(items):
+    return b"}(" + b"".join(text(k) + v for k, v in items) + b"u"
+
+
+def pt(pickle, storages=(("0", bytes(range(64))),), **kw):
+    return zip_bytes([("a/data.pkl", b"\x80\x02" + pickle + b".")] + [(f"a/data/{k}", v) for k, v in storages], **kw)
+
+
+def torch_corpus():
+    t = "torch_pt"
+
+    def torch_save(name, obj, **kw):
+        f = io.BytesIO()
+        torch.save(obj, f, **kw)
+        save(t, name, f.getvalue())
+        return f.getvalue()
+
+    base = torch.arange(24, dtype=torch.float32)
+    state = {"blocks.0.attn.qkv.weight": base[:6].reshape(3, 2), "view": base[6:].reshape(3, 6).t(), "half": base[:3].half(),
+             "bf16": base[:2].bfloat16(), "i64": torch.tensor([1, -2]), "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)}
+    good = torch_save("state-dict", state)
+    for p in (3, 4, 5):
+        torch_save(f"protocol{p}", state, pickle_protocol=p)
+    import argparse
+    args = argparse.Namespace(model="DiT-XL/2", num_classes=5, lr=1e-4, difffit=True, ckpt=None)
+    module = torch.nn.Linear(2, 2)
+    opt = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    opt.step()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.arange(p.numel(), dtype=torch.float32).reshape(p.shape))
+    ckpt = torch_save("checkpoint", {"model": module.state_dict(), "ema": {k: v + 1 for k, v in module.state_dict().items()},
+                                     "opt": opt.state_dict(), "args": args})
+    torch_save("parameters", {"module.w": torch.nn.Parameter(base[:4].clone()), "module.b": torch.nn.Parameter(base[:2].clone())})
+    torch.serialization.set_crc32_options(False)
+    torch_save("no-crc", {"w": base})
+    torch.serialization.set_crc32_options(True)
+    f = io.BytesIO()
+    torch.save({"w": base}, f, _use_new_zipfile_serialization=False)
+    save(t, "legacy", f.getvalue()[:32])  # what follows holds addresses
+    save(t, "module-object", pt(glob("torch.nn.modules.linear", "Linear") + b")\x81}(" + text("w") +
+                                pk_tensor("0", 16, 0, (4, 4), (4, 1)) + b"ub"))
+    torch_save("list", [base])
+
+    w = pk_tensor("0", 16, 0, (4, 4), (4, 1))
+    save(t, "plain", pt(pk_dict([("w", w)])))
+    save(t, "deflated", pt(pk_dict([("w", w)]), method=zipfile.ZIP_DEFLATED))
+    save(t, "zip64", pt(pk_dict([("w", w)]), force64=True))
+    tricks = {
+        "beyond": pk_tensor("0", 16, 1, (4, 4), (4, 1)),
+        "stride-beyond": pk_tensor("0", 16, 0, (4, 4), (5, 1)),
+        "negative": pk_tensor("0", 16, -1, (4, 4), (4, 1)),
+        "negative-stride": pk_tensor("0", 16, 15, (4, 4), (-4, 1)),
+        "stride-overflow": pk_tensor("0", 16, 0, (2, 2), (2**62, 2**62)),
+        "offset-overflow": pk_tensor("0", 16, 2**63 - 1, (2,), (1,)),
+        "product": pk_tensor("0", 16, 0, (2**32, 2**32), (0, 0)),
+        "expanded": pk_tensor("0", 16, 0, (2**40,), (0,)),
+        "huge-storage": pk_tensor("0", 2**62, 0, (2**62,), (1,)),
+        "4gib": pk_tensor("0", 2**30, 0, (2**30,), (1,)),
+        "many-dims": pk_tensor("0", 16, 0, (1,) * 9, (1,) * 9),
+        "dims-differ": pk_tensor("0", 16, 0, (4, 4), (4,)),
+        "no-storage": pk_tensor("7", 16, 0, (4, 4), (4, 1)),
+        "path-storage": pk_tensor("../../../etc/passwd", 16, 0, (4, 4), (4, 1)),
+        "odd-type": pk_tensor("0", 16, 0, (4, 4), (4, 1), "EvilStorage"),
+    }
+    for name, p in tricks.items():
+        save(t, "view-" + name, pt(pk_dict([("w", p)])))
+    save(t, "same-name", pt(pk_dict([("w", w), ("w", w)])))
+    save(t, "odd-name", pt(b"}(" + text("a\0b") + w + b"u"))
+    pickles = {
+        "system": glob("os", "system") + b"(" + text("true") + b"tR",
+        "posix-build": glob("builtins", "eval") + b"(" + text("1") + b"tR" + b"}b",
+        "unknown-beside": pk_dict([("x", glob("os", "system") + b"(" + text("true") + b"tR"), ("w", w)]),
+        "cycle-list": b"]q\0h\0a",
+        "cycle-dict": b"}q\0" + text("model") + b"h\0s" + text("ema") + b"h\0s",
+        "cycle-root": b"}q\0" + text("w") + w + b"s" + text("args") + b"h\0s",
+        "cycle-object": b"}q\0(" + text("args") + glob("argparse", "Namespace") + b")\x81q\1h\0b" + text("w") + w + b"u",
+        "doubling": b"]q\0" + b"".join(b"(h" + bytes([i]) + b"h" + bytes([i]) + b"lq" + bytes([i + 1]) for i in range(100)),
+        "memo-far": b"Nr\xff\xff\xff\xff",
+        "memo-unset": b"h\5",
+        "marks": b"(" * 100000,
+        "nested": b"]" * 2000 + b"a" * 1999,
+        "pop-under-mark": b"N(0" + b"N0N00",
+        "string-long": b"X\xff\xff\xff\xff",
+        "string-longer": b"\x8d" + b"\xff" * 8,
+        "text-opcode": b"I1\n",
+        "extension": b"\x82\1",
+        "odd-dict": b"(Nd",
+        "persid": b"NQ",
+        "empty": b"",
+        "long": b"\x8b\xff\xff\xff\x7f",
+        "frame": b"\x95" + b"\xff" * 8 + b"N",
+        "setitem-none": b"NNNs",
+        "reduce-none": b"N)R",
+        "newobj-ex": glob("a", "b") + b")}\x92",
+        "stack-global": text("a") + b"N\x93",
+    }
+    for name, p in pickles.items():
+        save(t, "pickle-" + name, pt(p))
+    for name, p in (("protocol0", b"(dp0\n."), ("protocol9", b"\x80\x09N.")):
+        save(t, "pickle-" + name, zip_bytes([("a/data.pkl", p)]))
+
+    plain = bytearray(pt(pk_dict([("w", w)])))
+    central = plain.rindex(b"PK\1\2")
+    first = plain.index(b"PK\1\2")
+    end = plain.rindex(b"PK\5\6")
+
+    def change(name, at, data):
+        b = bytearray(plain)
+        b[at:at + len(data)] = data
+        save(t, "zip-" + name, bytes(b))
+
+    change("encrypted", central + 8, b"\1\0")
+    change("method", central + 10, b"\x0c\0")
+    change("crc", central + 16, b"\1\2\3\4")
+    change("local-crc", plain.rindex(b"PK\3\4") + 14, b"\1\2\3\4")
+    change("size", central + 20, b"\xff\xff\xff\x7f\xff\xff\xff\x7f")
+    change("size-64", central + 20, b"\xff" * 8)
+    change("overlap", central + 42, struct.pack("<I", 0))
+    change("offset", central + 42, b"\xfe\xff\xff\xff")
+    change("offset-64", central + 42, b"\xff" * 4)
+    change("name", first + 46, b"b")
+    change("directory", end + 16, struct.pack("<I", 0))
+    change("directory-size", end + 12, b"\xff" * 4)
+    change("entries", end + 8, b"\xff" * 4)
+    change("disk", end + 4, b"\1\0")
+    save(t, "zip-comment", bytes(plain[:end + 20]) + struct.pack("<H", 5) + b"hello")
+    save(t, "zip-prefix", b"junk" + bytes(plain))
+    save(t, "zip-empty", zip_bytes([]))
+    save(t, "zip-other", zip_bytes([("word/document.xml", b"<x/>")]))
+    save(t, "zip-two", zip_bytes([("a/data.pkl", b"\x80\x02N."), ("b/data.pkl", b"\x80\x02N.")]))
+    save(t, "zip-big-endian", zip_bytes([("a/data.pkl", b"\x80\x02" + pk_dict([("w", w)]) + b"."), ("a/byteorder", b"big"), ("a/data/0", bytes(64))]))
+    bomb = zip_bytes([("a/data.pkl", b"\x80\x02" + b"N0" * (4 << 20) + b"N.")], zipfile.ZIP_DEFLATED)
+    save(t, "zip-bomb", bomb)
+    deflated = bytearray(pt(pk_dict([("w", w)]), method=zipfile.ZIP_DEFLATED))
+    at = deflated.index(b"PK\3\4")
+    size, = struct.unpack("<I", deflated[at + 22:at + 26])
+    for where in (at + 22, deflated.index(b"PK\1\2") + 24):
+        deflated[where:where + 4] = struct.pack("<I", size - 1)
+    save(t, "zip-inflates-further", bytes(deflated))
+    mutations(t, "plain", bytes(plain), 24)
+    mutations(t, "state-dict", good, 12)
+    mutations(t, "checkpoint", ckpt, 12)
+
+
 # ---- npy ----
 
 def npy(header, data=b"", version=1, length=None):
@@ -202,5 +381,6 @@ def image_corpus():
 
 if __name__ == "__main__":
     safetensors_corpus()
+    torch_corpus()
     npy_corpus()
     image_corpus()

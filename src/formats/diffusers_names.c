@@ -8,24 +8,9 @@
 #define MARK "transformer_blocks.0.attn1.to_q.weight"
 #define MAX_BLOCKS 1000
 
-static const struct dfcl_tensor_view *raw_find(const struct dfcl_tensor_file *f, const char *name, uint32_t *index) {
-    /* Only the mapping asks, a few names per block: a safetensors container has its own index, others are few. */
-    if (f->st) {
-        const struct dfcl_tensor_view *v = dfcl_st_find(f->st, name);
-        *index = v ? (uint32_t)(v - f->raw) : 0;
-        return v;
-    }
-    for (size_t i = 0; i < f->raw_count; i++)
-        if (!strcmp(f->raw[i].name, name)) {
-            *index = (uint32_t)i;
-            return &f->raw[i];
-        }
-    return NULL;
-}
-
 bool dfcl_diffusers_detect(const struct dfcl_tensor_file *f) {
     uint32_t i;
-    return raw_find(f, MARK, &i) && raw_find(f, "proj_out_1.weight", &i);
+    return dfcl_tf_raw_find(f, MARK, &i) && dfcl_tf_raw_find(f, "proj_out_1.weight", &i);
 }
 
 /* Names outside the blocks. */
@@ -101,7 +86,7 @@ static dfcl_status map_shared(struct dfcl_tensor_file *f, int blocks, bool *used
         char name[128];
         uint32_t raw, first;
         snprintf(name, sizeof name, "transformer_blocks.0.%s", shared[k][0]);
-        if (!raw_find(f, name, &first))
+        if (!dfcl_tf_raw_find(f, name, &first))
             continue;
         used[first] = true;
         dfcl_status s = add(f, shared[k][1], first, err);
@@ -111,7 +96,7 @@ static dfcl_status map_shared(struct dfcl_tensor_file *f, int blocks, bool *used
         e->copy_first = (uint32_t)f->copy_count;
         for (int b = 1; b < blocks; b++) {
             snprintf(name, sizeof name, "transformer_blocks.%d.%s", b, shared[k][0]);
-            if (!raw_find(f, name, &raw))
+            if (!dfcl_tf_raw_find(f, name, &raw))
                 continue;
             if (!same_layout(&f->raw[first], &f->raw[raw]))
                 return dfcl_fail(err, DFCL_FORMAT, "%s: tensor %s: expected a copy of %s, found another shape or type", f->path, name,
@@ -139,11 +124,11 @@ dfcl_status dfcl_diffusers_map(struct dfcl_tensor_file *f, dfcl_error *err) {
     int blocks = 0;
     for (; blocks < MAX_BLOCKS; blocks++) {
         snprintf(name, sizeof name, "transformer_blocks.%d.attn1.to_q.weight", blocks);
-        if (!raw_find(f, name, &raw))
+        if (!dfcl_tf_raw_find(f, name, &raw))
             break;
     }
     for (size_t k = 0; k < DFCL_COUNT(outer) && !s; k++)
-        if (raw_find(f, outer[k][0], &raw)) {
+        if (dfcl_tf_raw_find(f, outer[k][0], &raw)) {
             used[raw] = true;
             s = add(f, outer[k][1], raw, err);
         }
@@ -155,7 +140,7 @@ dfcl_status dfcl_diffusers_map(struct dfcl_tensor_file *f, dfcl_error *err) {
             int have = 0;
             for (int i = 0; i < 3; i++) {
                 snprintf(name, sizeof name, "transformer_blocks.%d.attn1.to_%c.%s", b, "qkv"[i], kind ? "bias" : "weight");
-                if (raw_find(f, name, &qkv[i])) {
+                if (dfcl_tf_raw_find(f, name, &qkv[i])) {
                     used[qkv[i]] = true;
                     have++;
                 }
@@ -168,7 +153,7 @@ dfcl_status dfcl_diffusers_map(struct dfcl_tensor_file *f, dfcl_error *err) {
         for (size_t k = 0; k < DFCL_COUNT(inner) && !s; k++) {
             snprintf(name, sizeof name, "transformer_blocks.%d.%s", b, inner[k][0]);
             snprintf(original, sizeof original, "blocks.%d.%s", b, inner[k][1]);
-            if (raw_find(f, name, &raw)) {
+            if (dfcl_tf_raw_find(f, name, &raw)) {
                 used[raw] = true;
                 s = add(f, original, raw, err);
             }

@@ -24,25 +24,43 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const struct named *)a)->name, ((const struct named *)b)->name);
 }
 
-static dfcl_status index_names(struct dfcl_tensor_file *f, dfcl_error *err) {
-    struct named *list = dfcl_calloc(f->ctx, f->count, sizeof *list, err);
-    f->by_name = dfcl_calloc(f->ctx, f->count, sizeof *f->by_name, err);
-    if (!list || !f->by_name) {
+/* Order of n names, each at `stride` bytes from the last; equal names are refused. */
+static dfcl_status index_names(const struct dfcl_tensor_file *f, const void *first, size_t stride, size_t n, uint32_t **out,
+                               dfcl_error *err) {
+    struct named *list = dfcl_calloc(f->ctx, n, sizeof *list, err);
+    *out = dfcl_calloc(f->ctx, n, sizeof **out, err);
+    if (!list || !*out) {
         dfcl_free(f->ctx, list);
         return DFCL_NOMEM;
     }
-    for (size_t i = 0; i < f->count; i++)
-        list[i] = (struct named){f->entries[i].view.name, (uint32_t)i};
-    if (f->count)
-        qsort(list, f->count, sizeof *list, by_name);
+    for (size_t i = 0; i < n; i++)
+        list[i] = (struct named){((const struct dfcl_tensor_view *)(const void *)((const char *)first + i * stride))->name, (uint32_t)i};
+    if (n)
+        qsort(list, n, sizeof *list, by_name);
     dfcl_status s = DFCL_OK;
-    for (size_t i = 0; i < f->count && !s; i++) {
-        f->by_name[i] = list[i].index;
+    for (size_t i = 0; i < n && !s; i++) {
+        (*out)[i] = list[i].index;
         if (i && !strcmp(list[i - 1].name, list[i].name))
             s = dfcl_fail(err, DFCL_FORMAT, "%s: tensor %s appears twice", f->path, list[i].name);
     }
     dfcl_free(f->ctx, list);
     return s;
+}
+
+bool dfcl_tf_raw_find(const struct dfcl_tensor_file *f, const char *name, uint32_t *index) {
+    size_t lo = 0, hi = f->raw_count;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        *index = f->raw_by_name[mid];
+        int c = strcmp(name, f->raw[*index].name);
+        if (c == 0)
+            return true;
+        if (c < 0)
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    return false;
 }
 
 static dfcl_status list_plain(struct dfcl_tensor_file *f, dfcl_error *err) {
@@ -104,14 +122,26 @@ static dfcl_status resolve(const dfcl_context *ctx, const char *path, char **fil
     return dfcl_fail(err, DFCL_FORMAT, "%s: expected a file, or a folder with %s or .bin in it or in transformer/", path, names[0]);
 }
 
-static dfcl_status open_container(struct dfcl_tensor_file *f, const void *data, size_t size, const char *which, dfcl_error *err) {
-    dfcl_status s = data ? dfcl_st_open_memory(&f->st, f->ctx, data, size, f->path, err) : dfcl_st_open(&f->st, f->ctx, f->path, err);
-    if (s)
-        return s;
-    f->container = DFCL_CONTAINER_SAFETENSORS;
-    f->raw = f->st->tensors;
-    f->raw_count = f->st->count;
-    return DFCL_OK;
+static dfcl_status open_container(struct dfcl_tensor_file *f, const void *data, uint64_t size, const char *which, dfcl_error *err) {
+    dfcl_status s;
+    if (dfcl_pt_sniff(data, size > SIZE_MAX ? SIZE_MAX : (size_t)size)) {
+        f->container = DFCL_CONTAINER_TORCH;
+        if ((s = dfcl_pt_open(&f->pt, f->ctx, data, size, f->path, which, err)) != DFCL_OK)
+            return s;
+        f->raw = f->pt->tensors;
+        f->raw_count = f->pt->count;
+        if ((s = dfcl_pt_arg_texts(f->pt, &f->args, err)) != DFCL_OK)
+            return s;
+    } else {
+        f->container = DFCL_CONTAINER_SAFETENSORS;
+        if ((s = dfcl_st_open_memory(&f->st, f->ctx, data, (size_t)size, f->path, err)) != DFCL_OK)
+            return s;
+        f->raw = f->st->tensors;
+        f->raw_count = f->st->count;
+        if (which && strcmp(which, "ema") && strcmp(which, "model"))
+            return dfcl_fail(err, DFCL_FORMAT, "%s: a safetensors file, it has no part %s", f->path, which);
+    }
+    return index_names(f, f->raw, sizeof *f->raw, f->raw_count, &f->raw_by_name, err);
 }
 
 static dfcl_status open_any(struct dfcl_tensor_file **out, const dfcl_context *ctx, const void *data, size_t size, const char *path,
@@ -129,7 +159,9 @@ static dfcl_status open_any(struct dfcl_tensor_file **out, const dfcl_context *c
         s = f->path ? DFCL_OK : DFCL_NOMEM;
     } else
         s = resolve(ctx, path, &f->path, &folder, &is_folder, err);
-    if (s || (s = open_container(f, data, size, which, err)) != DFCL_OK)
+    if (s || (!data && (s = dfcl_map_open(&f->map, f->path, err)) != DFCL_OK))
+        goto out;
+    if ((s = open_container(f, data ? data : f->map.data, data ? size : f->map.size, which, err)) != DFCL_OK)
         goto out;
     if (!data) {
         config = dfcl_sprintf(ctx, err, "%sconfig.json", folder);
@@ -142,7 +174,7 @@ static dfcl_status open_any(struct dfcl_tensor_file **out, const dfcl_context *c
     f->diffusers = dfcl_diffusers_detect(f);
     s = f->diffusers ? dfcl_diffusers_map(f, err) : list_plain(f, err);
     if (!s)
-        s = index_names(f, err);
+        s = index_names(f, f->entries, sizeof *f->entries, f->count, &f->by_name, err);
 out:
     dfcl_free(ctx, folder);
     dfcl_free(ctx, config);
@@ -170,9 +202,13 @@ void dfcl_tensor_file_close(struct dfcl_tensor_file **pf) {
         dfcl_free(f->ctx, f->entries[i].name);
     dfcl_free(f->ctx, f->entries);
     dfcl_free(f->ctx, f->by_name);
+    dfcl_free(f->ctx, f->raw_by_name);
     dfcl_free(f->ctx, f->copies);
+    dfcl_list_free(f->ctx, &f->args);
     cJSON_Delete(f->config);
     dfcl_st_close(&f->st);
+    dfcl_pt_close(&f->pt);
+    dfcl_map_close(&f->map);
     dfcl_free(f->ctx, f->path);
     dfcl_free(f->ctx, f);
     *pf = NULL;
@@ -188,8 +224,7 @@ bool dfcl_tensor_file_is_diffusers(const struct dfcl_tensor_file *f) {
     return f->diffusers;
 }
 const char *dfcl_tensor_file_part(const struct dfcl_tensor_file *f) {
-    (void)f;
-    return "";
+    return f->pt ? f->pt->part : "";
 }
 
 size_t dfcl_tensor_file_count(const struct dfcl_tensor_file *f) {
@@ -221,10 +256,24 @@ static struct dfcl_tf_entry *entry_of(struct dfcl_tensor_file *f, const struct d
     return (struct dfcl_tf_entry *)(uintptr_t)((const char *)v - offsetof(struct dfcl_tf_entry, view));
 }
 
-/* Makes the bytes of a container view available and returns them in *v. */
+/* Makes the bytes of a container view available. */
 static dfcl_status fetch(struct dfcl_tensor_file *f, uint32_t raw, const unsigned char **first, dfcl_error *err) {
+    if (f->pt)
+        return dfcl_pt_fetch(f->pt, raw, first, err);
     *first = f->raw[raw].part[0];
     return DFCL_OK;
+}
+
+static void release_raw(struct dfcl_tensor_file *f, uint32_t raw) {
+    const struct dfcl_tensor_view *v = &f->raw[raw];
+    if (!v->count)
+        return;
+    uint64_t offset, size = v->bytes;
+    if (f->pt)
+        dfcl_pt_release(f->pt, raw, &offset, &size);
+    else
+        offset = (uint64_t)(v->part[0] - f->st->data);
+    dfcl_map_release(&f->map, offset, size);
 }
 
 static dfcl_status prepare(struct dfcl_tensor_file *f, struct dfcl_tf_entry *e, dfcl_error *err) {
@@ -243,8 +292,7 @@ static dfcl_status prepare(struct dfcl_tensor_file *f, struct dfcl_tf_entry *e, 
         if (c->count && memcmp(p, e->view.part[0], (size_t)c->bytes) != 0)
             return dfcl_fail(err, DFCL_FORMAT, "%s: tensor %s: expected a copy of %s, found other values", f->path, c->name,
                              f->raw[e->raw[0]].name);
-        if (f->st)
-            dfcl_map_release(&f->st->map, (uint64_t)(p - f->st->data), c->bytes);
+        release_raw(f, raw);
     }
     e->copies_checked = true;
     return DFCL_OK;
@@ -266,10 +314,9 @@ dfcl_status dfcl_tensor_file_read_raw(struct dfcl_tensor_file *f, const struct d
 }
 
 void dfcl_tensor_file_release(struct dfcl_tensor_file *f, const struct dfcl_tensor_view *view) {
-    if (!f->st || !view->count)
-        return;
+    struct dfcl_tf_entry *e = entry_of(f, view);
     for (int i = 0; i < view->parts; i++)
-        dfcl_map_release(&f->st->map, (uint64_t)(view->part[i] - f->st->data), view->bytes / (uint64_t)view->parts);
+        release_raw(f, e->raw[i]);
 }
 
 size_t dfcl_tensor_file_meta_count(const struct dfcl_tensor_file *f) {
@@ -296,6 +343,8 @@ bool dfcl_tensor_file_number(const struct dfcl_tensor_file *f, const char *key, 
         *out = *text == '-' ? -v : v;
         return true;
     }
+    if (f->pt && dfcl_pt_arg_number(f->pt, key, out))
+        return isfinite(*out);
     const cJSON *c = dfcl_json_get(f->config, key);
     if (!cJSON_IsNumber(c) || !isfinite(c->valuedouble))
         return false;
@@ -305,6 +354,11 @@ bool dfcl_tensor_file_number(const struct dfcl_tensor_file *f, const char *key, 
 
 const char *dfcl_tensor_file_text(const struct dfcl_tensor_file *f, const char *key) {
     const char *text = dfcl_tensor_file_meta(f, key);
-    const cJSON *c = text ? NULL : dfcl_json_get(f->config, key);
-    return text ? text : cJSON_IsString(c) ? c->valuestring : NULL;
+    if (text)
+        return text;
+    for (size_t i = 0; i < f->args.count; i += 2)
+        if (!strcmp(f->args.names[i], key))
+            return f->args.names[i + 1];
+    const cJSON *c = dfcl_json_get(f->config, key);
+    return cJSON_IsString(c) ? c->valuestring : NULL;
 }

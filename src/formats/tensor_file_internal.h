@@ -6,8 +6,7 @@
 
 #include "formats/safetensors.h"
 #include "formats/tensor_file.h"
-
-struct dfcl_pt;
+#include "formats/torch_pt.h"
 
 /* A tensor under its presented name, and the container's views it is made of. */
 struct dfcl_tf_entry {
@@ -22,10 +21,13 @@ struct dfcl_tensor_file {
     const dfcl_context *ctx;
     char *path;
     enum dfcl_container container;
-    struct dfcl_st *st;
+    struct dfcl_map map;   /* the whole file; empty when opened from memory */
+    struct dfcl_st *st;    /* one of these two */
     struct dfcl_pt *pt;
     const struct dfcl_tensor_view *raw; /* the container's views */
     size_t raw_count;
+    uint32_t *raw_by_name;
+    struct dfcl_list args; /* key, text pairs of a checkpoint's "args" */
     struct dfcl_tf_entry *entries;
     size_t count, cap;
     uint32_t *by_name;
@@ -35,6 +37,8 @@ struct dfcl_tensor_file {
     cJSON *config; /* or NULL */
 };
 
+/* Number of the container's view of that name. */
+bool dfcl_tf_raw_find(const struct dfcl_tensor_file *file, const char *name, uint32_t *index);
 /* True when the container's names are those of diffusers' DiTTransformer2DModel. */
 bool dfcl_diffusers_detect(const struct dfcl_tensor_file *file);
 /* Fills the entries from such a container. */

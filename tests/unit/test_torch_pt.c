@@ -1,0 +1,279 @@
+/* formats/: PyTorch's .pt. The same weights from every container have the same bits; hostile zips and pickles are refused by name. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/file.h"
+#include "formats/tensor_file.h"
+
+static dfcl_context *ctx;
+
+static int setup(void **state) {
+    (void)state;
+    return dfcl_context_create(&ctx, NULL, NULL);
+}
+static int teardown(void **state) {
+    (void)state;
+    dfcl_context_destroy(&ctx);
+    return 0;
+}
+
+#define OK(call)                                                                                                               \
+    do {                                                                                                                       \
+        dfcl_error e_ = {0};                                                                                                   \
+        dfcl_error *err = &e_;                                                                                                 \
+        if ((call) != DFCL_OK)                                                                                                 \
+            fail_msg("%s: %s", #call, e_.msg);                                                                                 \
+    } while (0)
+
+#define MICRO DFCL_GOLDEN "/dit/micro/"
+
+static struct dfcl_tensor_file *open_file(const char *path, const char *which) {
+    struct dfcl_tensor_file *f;
+    OK(dfcl_tensor_file_open(&f, ctx, path, which, err));
+    return f;
+}
+
+/* Names, shapes, types and bytes agree, in both directions. */
+static void expect_equal(struct dfcl_tensor_file *a, struct dfcl_tensor_file *b) {
+    assert_int_equal(dfcl_tensor_file_count(a), dfcl_tensor_file_count(b));
+    for (size_t i = 0; i < dfcl_tensor_file_count(a); i++) {
+        const struct dfcl_tensor_view *v = dfcl_tensor_file_at(a, i), *u = dfcl_tensor_file_find(b, v->name);
+        if (!u)
+            fail_msg("%s is missing", v->name);
+        assert_int_equal(v->dtype, u->dtype);
+        assert_int_equal(v->ndim, u->ndim);
+        assert_memory_equal(v->shape, u->shape, (size_t)v->ndim * sizeof *v->shape);
+        assert_int_equal(v->bytes, u->bytes);
+        unsigned char *p = malloc((size_t)v->bytes + 1), *q = malloc((size_t)v->bytes + 1);
+        float *x = malloc(((size_t)v->count + 1) * 4), *y = malloc(((size_t)v->count + 1) * 4);
+        OK(dfcl_tensor_file_read_raw(a, v, p, err));
+        OK(dfcl_tensor_file_read_raw(b, u, q, err));
+        if (memcmp(p, q, (size_t)v->bytes))
+            fail_msg("%s: bytes differ", v->name);
+        OK(dfcl_tensor_file_read_f32(a, v, 0, v->count, x, err));
+        dfcl_tensor_file_release(a, v);
+        /* the other in two pieces */
+        OK(dfcl_tensor_file_read_f32(b, u, 0, u->count / 3, y, err));
+        OK(dfcl_tensor_file_read_f32(b, u, u->count / 3, u->count - u->count / 3, y + u->count / 3, err));
+        if (memcmp(x, y, (size_t)v->count * 4))
+            fail_msg("%s: values differ", v->name);
+        free(p), free(q), free(x), free(y);
+    }
+}
+
+static void same_bits(void **state) {
+    (void)state;
+    static const char *const pairs[][2] = {
+        {MICRO "raw_f32.pt", MICRO "raw_f32.safetensors"},
+        {MICRO "raw_f16.pt", MICRO "raw_f16.safetensors"},
+        {MICRO "raw_bf16.pt", MICRO "raw_bf16.safetensors"},
+        {MICRO "views.pt", MICRO "views_expected.safetensors"},
+        {DFCL_GOLDEN "/dit/dit.pt", DFCL_GOLDEN "/dit/dit.safetensors"},
+    };
+    for (size_t i = 0; i < DFCL_COUNT(pairs); i++) {
+        struct dfcl_tensor_file *a = open_file(pairs[i][0], NULL), *b = open_file(pairs[i][1], NULL);
+        assert_int_equal(dfcl_tensor_file_container(a), DFCL_CONTAINER_TORCH);
+        assert_int_equal(dfcl_tensor_file_container(b), DFCL_CONTAINER_SAFETENSORS);
+        assert_string_equal(dfcl_tensor_file_part(a), "");
+        expect_equal(a, b);
+        dfcl_tensor_file_close(&a);
+        dfcl_tensor_file_close(&b);
+    }
+}
+
+static void views(void **state) {
+    (void)state;
+    struct dfcl_tensor_file *f = open_file(MICRO "views.pt", NULL);
+    const struct dfcl_tensor_view *v = dfcl_tensor_file_find(f, "transposed");
+    assert_true(v && v->strided && v->ndim == 2 && v->shape[0] == 6 && v->shape[1] == 4);
+    v = dfcl_tensor_file_find(f, "offset");
+    assert_true(v && v->strided && v->ndim == 2);
+    v = dfcl_tensor_file_find(f, "scalar");
+    assert_true(v && !v->strided && v->ndim == 0 && v->count == 1);
+    v = dfcl_tensor_file_find(f, "i64");
+    assert_true(v && v->dtype == DFCL_I64);
+    dfcl_tensor_file_close(&f);
+}
+
+static void checkpoint(void **state) {
+    (void)state;
+    struct dfcl_tensor_file *e = open_file(MICRO "train_ckpt.pt", NULL), *m = open_file(MICRO "train_ckpt.pt", "model");
+    assert_string_equal(dfcl_tensor_file_part(e), "ema");
+    assert_string_equal(dfcl_tensor_file_part(m), "model");
+    assert_int_equal(dfcl_tensor_file_count(e), dfcl_tensor_file_count(m));
+    assert_non_null(dfcl_tensor_file_find(e, "blocks.0.attn.gamma1"));
+    assert_null(dfcl_tensor_file_find(e, "blocks.1.attn.gamma1"));
+    assert_null(dfcl_tensor_file_find(e, "exp_avg"));
+    float a[32], b[32];
+    OK(dfcl_tensor_file_read_f32(e, dfcl_tensor_file_find(e, "blocks.0.gamma1"), 0, 32, a, err));
+    OK(dfcl_tensor_file_read_f32(m, dfcl_tensor_file_find(m, "blocks.0.gamma1"), 0, 32, b, err));
+    assert_memory_not_equal(a, b, sizeof a);
+    double x = 0;
+    assert_string_equal(dfcl_tensor_file_text(e, "model"), "DiT-XL/2");
+    assert_true(dfcl_tensor_file_number(e, "num_classes", &x) && x == 5);
+    assert_true(dfcl_tensor_file_number(e, "lr", &x) && x == 1e-4);
+    assert_true(dfcl_tensor_file_number(e, "difffit", &x) && x == 1);
+    assert_false(dfcl_tensor_file_number(e, "ckpt", &x)); /* None */
+    assert_null(dfcl_tensor_file_text(e, "ckpt"));
+    assert_null(dfcl_tensor_file_text(e, "num_classes"));
+    assert_true(dfcl_tensor_file_number(e, "heads", &x) && x == 2); /* from config.json beside it */
+    dfcl_tensor_file_close(&e);
+    dfcl_tensor_file_close(&m);
+    dfcl_error err = {0};
+    assert_int_equal(dfcl_tensor_file_open(&e, ctx, MICRO "train_ckpt.pt", "opt", &err), DFCL_FORMAT);
+    assert_non_null(strstr(err.msg, "model, ema, opt, args"));
+    assert_int_equal(dfcl_tensor_file_open(&e, ctx, MICRO "raw_f32.pt", "opt", &err), DFCL_FORMAT);
+    e = open_file(MICRO "raw_f32.pt", "model");
+    dfcl_tensor_file_close(&e);
+}
+
+static void kinds(void **state) {
+    (void)state;
+    /* Everything torch.save may do with the same tensors, against the first. */
+    static const char *const same[] = {"protocol3", "protocol4", "protocol5"};
+    struct dfcl_tensor_file *a = open_file(DFCL_CORPUS "/torch_pt/state-dict", NULL), *b;
+    char path[256];
+    for (size_t i = 0; i < DFCL_COUNT(same); i++) {
+        snprintf(path, sizeof path, "%s/torch_pt/%s", DFCL_CORPUS, same[i]);
+        b = open_file(path, NULL);
+        expect_equal(a, b);
+        dfcl_tensor_file_close(&b);
+    }
+    const struct dfcl_tensor_view *v = dfcl_tensor_file_find(a, "view");
+    float x[18];
+    OK(dfcl_tensor_file_read_f32(a, v, 0, 18, x, err));
+    for (int i = 0; i < 18; i++)
+        assert_true(x[i] == (float)(6 + i % 3 * 6 + i / 3));
+    dfcl_tensor_file_close(&a);
+    static const char *const plain[] = {"deflated", "zip64", "zip-comment", "pickle-unknown-beside"};
+    a = open_file(DFCL_CORPUS "/torch_pt/plain", NULL);
+    for (size_t i = 0; i < DFCL_COUNT(plain); i++) {
+        snprintf(path, sizeof path, "%s/torch_pt/%s", DFCL_CORPUS, plain[i]);
+        b = open_file(path, NULL);
+        expect_equal(b, a);
+        expect_equal(b, a); /* again, after release */
+        dfcl_tensor_file_close(&b);
+    }
+    dfcl_tensor_file_close(&a);
+    a = open_file(DFCL_CORPUS "/torch_pt/parameters", NULL);
+    assert_non_null(dfcl_tensor_file_find(a, "w")); /* without "module." */
+    dfcl_tensor_file_close(&a);
+    a = open_file(DFCL_CORPUS "/torch_pt/no-crc", NULL);
+    OK(dfcl_tensor_file_read_f32(a, dfcl_tensor_file_at(a, 0), 0, 18, x, err));
+    assert_true(x[17] == 17);
+    dfcl_tensor_file_close(&a);
+    a = open_file(DFCL_CORPUS "/torch_pt/pickle-cycle-root", NULL);
+    assert_int_equal(dfcl_tensor_file_count(a), 1);
+    dfcl_tensor_file_close(&a);
+    a = open_file(DFCL_CORPUS "/torch_pt/pickle-cycle-object", NULL);
+    dfcl_tensor_file_close(&a);
+}
+
+static void hostile(void **state) {
+    (void)state;
+    static const char *const cases[][2] = {
+        {"view-beyond", "does not lie within"},      {"view-stride-beyond", "does not lie within"},
+        {"view-negative", "make no sense"},          {"view-negative-stride", "make no sense"},
+        {"view-stride-overflow", "does not lie within"}, {"view-offset-overflow", "does not lie within"},
+        {"view-product", "does not lie within"},     {"view-expanded", "does not lie within"},
+        {"view-huge-storage", "should hold"},        {"view-4gib", "should hold 1073741824 elements"},
+        {"view-many-dims", "make no sense"},         {"view-dims-differ", "make no sense"},
+        {"view-no-storage", "is not in the file"},   {"view-path-storage", "is not in the file"},
+        {"view-odd-type", "torch.EvilStorage"},      {"same-name", "appears twice"},
+        {"odd-name", "readable name"},               {"list", "found a list"},
+        {"module-object", "torch.nn.modules.linear.Linear"}, {"legacy", "before 1.6"},
+        {"pickle-system", "an object of os.system"}, {"pickle-posix-build", "an object of builtins.eval"},
+        {"pickle-cycle-list", "found a list"},       {"pickle-cycle-dict", "expected tensors under"},
+        {"pickle-doubling", "found a list"},          {"pickle-memo-far", "memo number beyond"},
+        {"pickle-memo-unset", "never set"},          {"pickle-marks", "nested too deeply"},
+        {"pickle-nested", "found a list"},           {"pickle-pop-under-mark", "the stack is empty"},
+        {"pickle-string-long", "cut short"},         {"pickle-string-longer", "cut short"},
+        {"pickle-text-opcode", "opcode 0x49"},       {"pickle-extension", "opcode 0x82"},
+        {"pickle-odd-dict", "a key without a value"}, {"pickle-persid", "persistent id"},
+        {"pickle-empty", "the stack is empty"},      {"pickle-long", "cut short"},
+        {"pickle-frame", "cut short"},               {"pickle-setitem-none", "items added to something"},
+        {"pickle-reduce-none", "an object"},         {"pickle-newobj-ex", "an object of a.b"},
+        {"pickle-stack-global", "not named by strings"}, {"pickle-protocol0", "opcode 0x70"},
+        {"pickle-protocol9", "protocol 2 to 5"},     {"zip-encrypted", "encrypted"},
+        {"zip-method", "another compression"},       {"zip-crc", "disagree"},
+        {"zip-local-crc", "disagree"},               {"zip-size", "reaches into the directory"},
+        {"zip-size-64", "reaches into the directory"},      {"zip-overlap", "overlaps another one"},
+        {"zip-offset", "no local header"},           {"zip-offset-64", "no local header"},
+        {"zip-name", "another name"},                {"zip-directory", "not where the end record says"},
+        {"zip-directory-size", "not where the end record says"}, {"zip-entries", "too many entries"},
+        {"zip-disk", "several disks"},               {"zip-prefix", "safetensors"},
+        {"zip-empty", "safetensors"},                {"zip-other", "not from PyTorch"},
+        {"zip-two", "expected one data.pkl"},        {"zip-big-endian", "found \"big\""},
+        {"zip-bomb", "more objects"},                {"zip-inflates-further", "compressed bytes are damaged"},
+    };
+    for (size_t i = 0; i < DFCL_COUNT(cases); i++) {
+        char path[256];
+        snprintf(path, sizeof path, "%s/torch_pt/%s", DFCL_CORPUS, cases[i][0]);
+        struct dfcl_tensor_file *f;
+        dfcl_error e = {0};
+        dfcl_status s = dfcl_tensor_file_open(&f, ctx, path, NULL, &e);
+        if (s != DFCL_FORMAT || !strstr(e.msg, cases[i][1]) || !strstr(e.msg, path))
+            fail_msg("%s: status %d, \"%s\", expected \"%s\"", cases[i][0], s, e.msg, cases[i][1]);
+        assert_null(f);
+    }
+}
+
+static void damaged_storage(void **state) {
+    (void)state;
+    char *data;
+    size_t n;
+    OK(dfcl_file_read(ctx, MICRO "raw_f32.pt", 1 << 24, &data, &n, err));
+    struct dfcl_tensor_file *f;
+    OK(dfcl_tensor_file_open_memory(&f, ctx, data, n, "damaged.pt", NULL, err));
+    const struct dfcl_tensor_view *v = dfcl_tensor_file_find(f, "blocks.1.mlp.fc1.bias");
+    float x[128];
+    OK(dfcl_tensor_file_read_f32(f, v, 0, 128, x, err));
+    dfcl_tensor_file_close(&f);
+    /* one flipped bit in the storage, which is found by its bytes */
+    size_t at = 0;
+    while (at + sizeof x <= n && memcmp(data + at, x, sizeof x))
+        at++;
+    assert_true(at + sizeof x <= n);
+    data[at + 77] ^= 0x10;
+    OK(dfcl_tensor_file_open_memory(&f, ctx, data, n, "damaged.pt", NULL, err));
+    dfcl_error e = {0};
+    v = dfcl_tensor_file_find(f, "blocks.1.mlp.fc1.bias");
+    assert_int_equal(dfcl_tensor_file_read_f32(f, v, 0, 128, x, &e), DFCL_FORMAT);
+    assert_non_null(strstr(e.msg, "checksum"));
+    assert_non_null(strstr(e.msg, "damaged.pt"));
+    assert_non_null(strstr(e.msg, "blocks.1.mlp.fc1.bias"));
+    dfcl_tensor_file_close(&f);
+    dfcl_free(ctx, data);
+}
+
+static void every_truncation(void **state) {
+    (void)state;
+    char *data;
+    size_t n;
+    OK(dfcl_file_read(ctx, MICRO "views.pt", 1 << 20, &data, &n, err));
+    for (size_t k = 0; k < n; k++) {
+        char *copy = malloc(k ? k : 1);
+        memcpy(copy, data, k);
+        struct dfcl_tensor_file *f;
+        dfcl_error e = {0};
+        assert_int_equal(dfcl_tensor_file_open_memory(&f, ctx, copy, k, "cut.pt", NULL, &e), DFCL_FORMAT);
+        assert_non_null(strstr(e.msg, "cut.pt"));
+        free(copy);
+    }
+    dfcl_free(ctx, data);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(same_bits), cmocka_unit_test(views),           cmocka_unit_test(checkpoint),       cmocka_unit_test(kinds),
+        cmocka_unit_test(hostile),   cmocka_unit_test(damaged_storage), cmocka_unit_test(every_truncation),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
