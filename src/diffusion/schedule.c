@@ -138,32 +138,40 @@ void dfcl_schedule_table(const struct dfcl_schedule *s, float *tab) {
             tab[(size_t)i * DFCL_TAB_COUNT + (size_t)k] = (float)s->tab[i][k];
 }
 
+/* abar of every training step as the reference scheduler has it: betas by linspace in f32 (from either end to the middle), their products in
+ * double, each rounded to f32. The roundings of 1 - beta add up to about 1e-6 of sigma. */
+static void abar_f32(float abar[DFCL_TRAIN_STEPS]) {
+    const float first = 1e-4f, last = 0.02f, step = (last - first) / (float)(DFCL_TRAIN_STEPS - 1);
+    double product = 1;
+    for (int i = 0; i < DFCL_TRAIN_STEPS; i++) {
+        float beta = i < DFCL_TRAIN_STEPS / 2 ? first + step * (float)i : last - step * (float)(DFCL_TRAIN_STEPS - 1 - i);
+        product *= (double)(1.0f - beta);
+        abar[i] = (float)product;
+    }
+}
+
 dfcl_status dfcl_dpm_places_init(struct dfcl_dpm_places *p, const dfcl_context *ctx, int steps, dfcl_error *err) {
     memset(p, 0, sizeof *p);
     if (steps < 1 || steps > DFCL_TRAIN_STEPS - 1)
         return dfcl_fail(err, DFCL_USAGE, "%d steps of DPM-Solver++: expected 1 to %d", steps, DFCL_TRAIN_STEPS - 1);
-    struct dfcl_schedule train = {0};
-    dfcl_status st = dfcl_schedule_train(&train, ctx, err);
-    if (st)
-        return st;
+    float abar[DFCL_TRAIN_STEPS];
+    abar_f32(abar);
     p->ctx = ctx;
     p->steps = steps;
     p->map = dfcl_calloc(ctx, (size_t)steps, sizeof *p->map, err);
     p->sigma = p->map ? dfcl_calloc(ctx, (size_t)steps + 1, sizeof *p->sigma, err) : NULL;
     if (!p->sigma) {
-        st = DFCL_NOMEM;
         dfcl_dpm_places_finish(p);
-        goto out;
+        return DFCL_NOMEM;
     }
     double step = (double)(DFCL_TRAIN_STEPS - 1) / steps;
     for (int j = 0; j < steps; j++) {
         /* the largest is set, not computed, as linspace does */
         p->map[j] = j ? (int)nearbyint((steps - j) * step) : DFCL_TRAIN_STEPS - 1;
-        p->sigma[j] = sqrt((1 - train.abar[p->map[j]]) / train.abar[p->map[j]]);
+        float a = abar[p->map[j]];
+        p->sigma[j] = (double)sqrtf((1.0f - a) / a);
     }
-out:
-    dfcl_schedule_finish(&train);
-    return st;
+    return DFCL_OK;
 }
 
 void dfcl_dpm_places_finish(struct dfcl_dpm_places *p) {

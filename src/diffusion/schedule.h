@@ -33,7 +33,8 @@ void dfcl_schedule_finish(struct dfcl_schedule *s); /* also of a zeroed one */
 void dfcl_schedule_table(const struct dfcl_schedule *s, float *tab);
 
 /* DPM-Solver++ (arXiv 2211.01095) places: timesteps round-half-even(linspace(0, 999, steps + 1)) from the largest down, without the final 0;
- * sigma = sqrt((1 - abar) / abar) there, then 0. With sigma: a = 1 / sqrt(1 + sigma^2), s = sigma a, lambda = log(a / s). */
+ * sigma = sqrt((1 - abar) / abar) there, then 0, with abar and sigma in f32 as the reference scheduler has them. With sigma:
+ * a = 1 / sqrt(1 + sigma^2), s = sigma a, lambda = log(a / s). */
 struct dfcl_dpm_places {
     const dfcl_context *ctx;
     int steps;
