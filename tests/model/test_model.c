@@ -64,10 +64,11 @@ static void test_containers(void **state) {
         const char *file, *which, *out;
         int hash; /* files of one number hold the same weights */
     } cases[] = {
-        {"dit/micro/raw_f32.safetensors", NULL, "out_f32", 1},
-        {"dit/micro/diffusers", NULL, "out_f32", 1},
-        {"dit/micro/raw_f16.safetensors", NULL, "out_f16weights", 2},
-        {"dit/micro/raw_bf16.safetensors", NULL, "out_bf16weights", 3},
+        {"dit/micro/raw_f32.safetensors", NULL, "out_f32", 1},     {"dit/micro/raw_f32.pt", NULL, "out_f32", 1},
+        {"dit/micro/diffusers", NULL, "out_f32", 1},               {"dit/micro/raw_f16.safetensors", NULL, "out_f16weights", 2},
+        {"dit/micro/raw_f16.pt", NULL, "out_f16weights", 2},       {"dit/micro/raw_bf16.safetensors", NULL, "out_bf16weights", 3},
+        {"dit/micro/raw_bf16.pt", NULL, "out_bf16weights", 3},     {"dit/micro/train_ckpt.pt", NULL, "out_ckpt_ema", 4},
+        {"dit/micro/train_ckpt.pt", "model", "out_ckpt_model", 5},
     };
     char hashes[6][65] = {{0}};
     struct dfcl_st *io = golden_open("dit/micro/io.safetensors");
@@ -360,6 +361,46 @@ static void test_delta_file(void **state) {
     assert_int_not_equal(access(tmp_path("bad.safetensors"), F_OK), 0);
 }
 
+/* State dicts of the PyTorch reproduction: weights, biases, gammas in one file. */
+static void test_plain_delta(void **state) {
+    dfcl_error err = {0};
+    struct dfcl_st *io = golden_open("dit/micro/io.safetensors");
+    size_t n = 0, B = 0;
+    float *x = golden_need(io, "x", NULL), *t = golden_need(io, "t", &B), *y = golden_need(io, "y", NULL);
+    float *want = golden_need(io, "out_ckpt_ema", &n);
+    int ids[8], dom;
+    int32_t doms[8];
+    for (size_t i = 0; i < B; i++)
+        ids[i] = (int)y[i];
+    const char *ckpt = golden_path("dit/micro/train_ckpt.pt");
+    /* a base with other matrices is refused, for loading and for merging */
+    struct dfcl_init_params ip = {.shape = {.depth = 2, .hidden = 32, .heads = 2, .patch = 2, .input = 8, .channels = 4, .classes = 5}};
+    struct dfcl_model_params p = {.path = tmp_path("micro.safetensors")};
+    ok(dfcl_model_init(ctx, &ip, p.path, &err), &err);
+    dfcl_model *m = open_model(p.path, NULL, 1);
+    assert_int_equal(dfcl_model_load_delta(m, ckpt, 1, 0, &dom, &err), DFCL_FORMAT);
+    assert_non_null(strstr(err.msg, "attn.qkv.weight"));
+    dfcl_model_close(&m);
+    assert_int_equal(dfcl_model_merge(ctx, &p, ckpt, 0, tmp_path("plain.safetensors"), &err), DFCL_FORMAT);
+    /* on its own base the vectors and the class table make the whole difference */
+    p.path = golden_path("dit/micro/raw_f32.pt");
+    m = open_model(p.path, NULL, 1);
+    ok(dfcl_model_load_delta(m, ckpt, 1, 0, &dom, &err), &err);
+    for (int i = 0; i < 8; i++)
+        doms[i] = dom;
+    float *got = forward(m, (int)B, x, t, ids, doms);
+    check("plain state dict", got, want, n, 1e-5);
+    free(got);
+    dfcl_model_close(&m);
+    ok(dfcl_model_merge(ctx, &p, ckpt, 0, tmp_path("plain.safetensors"), &err), &err);
+    m = open_model(tmp_path("plain.safetensors"), NULL, 1);
+    got = forward(m, (int)B, x, t, ids, NULL);
+    check("plain state dict, merged", got, want, n, 1e-5);
+    free(x), free(t), free(y), free(want), free(got);
+    dfcl_model_close(&m);
+    dfcl_st_close(&io);
+}
+
 /* ---- class tables ---- */
 
 static void test_class_tables(void **state) {
@@ -643,7 +684,7 @@ int main(void) {
         cmocka_unit_test(test_counts),         cmocka_unit_test(test_options),      cmocka_unit_test(test_init),
         cmocka_unit_test(test_class_tables),   cmocka_unit_test(test_delta_difffit), cmocka_unit_test(test_delta_others),
         cmocka_unit_test(test_delta_file),     cmocka_unit_test(test_full),         cmocka_unit_test(test_resolution),
-        cmocka_unit_test(test_open_errors),    cmocka_unit_test(test_containers),  
+        cmocka_unit_test(test_open_errors),    cmocka_unit_test(test_containers),   cmocka_unit_test(test_plain_delta),
         cmocka_unit_test(test_describe),
     };
     snprintf(dir, sizeof dir, "/tmp/dfcl-model-XXXXXX");
