@@ -374,6 +374,7 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     *done = st->step >= p->steps;
     if (!s && (due(p->log_every, st->step) || *done))
         s = write_line(t, &r, lr, err);
+    double pause = now();
     if (!s && (due(p->checkpoint_every, st->step) || *done)) {
         s = dfcl_trainer_save(t, err);
         g.checkpointed = !s;
@@ -384,6 +385,7 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
         s = dfcl_preview(t->model, t->st, &t->run, st->step, p->seed, p->max_memory, &t->sample_path, err);
         g.sample_path = t->sample_path;
     }
+    t->line_time += now() - pause; /* saving and drawing are not training speed */
     g.step = st->step;
     g.loss = r.loss;
     g.mse = r.mse;
