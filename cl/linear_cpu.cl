@@ -15,42 +15,25 @@
  *   KIND 5  no product: row-major W to panels
  * So one packed copy serves forward and dx, and a matrix that is being trained needs none.
  *
- * Options: -DKIND, -DVW (floats in a vector: 16, 8, 4), -DWTYPE (row-major weight: 0 f32, 1 bf16, 2 f16). */
-#ifndef VW
-#define VW 16
-#endif
+ * Options: -DKIND, -DDFCL_VW (floats in a vector: 16, 8, 4), -DWTYPE (row-major weight: 0 f32, 1 bf16, 2 f16). */
 #ifndef WTYPE
 #define WTYPE 0
 #endif
 
-#if VW == 16 /* 32 registers of 512 bits: 24 sums */
+#if DFCL_VW == 16 /* 32 registers of 512 bits: 24 sums */
 #define TM 8
 #define NV 3
-typedef float16 fv;
-typedef int16 iv;
-#define LD(p) vload16(0, p)
-#define ST(v, p) vstore16(v, 0, p)
-#define TO_INT(v) convert_int16(v)
-#define AS_FLOAT(v) as_float16(v)
 #define LD_BF(p) as_float16(convert_uint16(vload16(0, p)) << 16)
 #define LD_HALF(p) vload_half16(0, (GLOBAL const half *)(p))
-#define LOW(a, b) \
-    (fv)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3, a.s4, b.s4, a.s5, b.s5, a.s6, b.s6, a.s7, b.s7)
-#define HIGH(a, b) \
-    (fv)(a.s8, b.s8, a.s9, b.s9, a.sa, b.sa, a.sb, b.sb, a.sc, b.sc, a.sd, b.sd, a.se, b.se, a.sf, b.sf)
-#elif VW == 8 /* 16 registers of 256 bits: 12 sums */
+#define LOW(a, b) (vf)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3, a.s4, b.s4, a.s5, b.s5, a.s6, b.s6, a.s7, b.s7)
+#define HIGH(a, b) (vf)(a.s8, b.s8, a.s9, b.s9, a.sa, b.sa, a.sb, b.sb, a.sc, b.sc, a.sd, b.sd, a.se, b.se, a.sf, b.sf)
+#elif DFCL_VW == 8 /* 16 registers of 256 bits: 12 sums */
 #define TM 6
 #define NV 2
-typedef float8 fv;
-typedef int8 iv;
-#define LD(p) vload8(0, p)
-#define ST(v, p) vstore8(v, 0, p)
-#define TO_INT(v) convert_int8(v)
-#define AS_FLOAT(v) as_float8(v)
 #define LD_BF(p) as_float8(convert_uint8(vload8(0, p)) << 16)
 #define LD_HALF(p) vload_half8(0, (GLOBAL const half *)(p))
-#define LOW(a, b) (fv)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3)
-#define HIGH(a, b) (fv)(a.s4, b.s4, a.s5, b.s5, a.s6, b.s6, a.s7, b.s7)
+#define LOW(a, b) (vf)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3)
+#define HIGH(a, b) (vf)(a.s4, b.s4, a.s5, b.s5, a.s6, b.s6, a.s7, b.s7)
 #else /* 128 bits: 16 registers (x86) or 32 (Arm) */
 #define TM 6
 #ifdef __aarch64__
@@ -58,75 +41,35 @@ typedef int8 iv;
 #else
 #define NV 2
 #endif
-typedef float4 fv;
-typedef int4 iv;
-#define LD(p) vload4(0, p)
-#define ST(v, p) vstore4(v, 0, p)
-#define TO_INT(v) convert_int4(v)
-#define AS_FLOAT(v) as_float4(v)
 #define LD_BF(p) as_float4(convert_uint4(vload4(0, p)) << 16)
 #define LD_HALF(p) vload_half4(0, (GLOBAL const half *)(p))
-#define LOW(a, b) (fv)(a.s0, b.s0, a.s1, b.s1)
-#define HIGH(a, b) (fv)(a.s2, b.s2, a.s3, b.s3)
+#define LOW(a, b) (vf)(a.s0, b.s0, a.s1, b.s1)
+#define HIGH(a, b) (vf)(a.s2, b.s2, a.s3, b.s3)
 #endif
+#define VW DFCL_VW
 #define CW (NV * VW) /* columns of a tile; divides 48 */
-
-/* Where there is no fused instruction, fma() would be a library call per value. */
-#if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__) || defined(__ARM_FEATURE_FMA)
-#define MULADD(a, b, c) fma(a, b, c)
-#else
-#define MULADD(a, b, c) ((a) * (b) + (c))
-#endif
 
 #define PANEL 48
 #define TB 288     /* steps of the sum in a private block of B: a multiple of 48 */
 #define RB_MAX 256 /* rows of an item in the blocked kinds; ops/linear_cpu.c has the same number */
 
-/* Vectors with a ragged end: lanes past n are 0 on load, left alone on store. */
-DFCL_FN fv ld_part(GLOBAL const float *p, int n) {
-    if (n >= VW)
-        return LD(p);
-    float t[VW];
-    for (int i = 0; i < VW; ++i)
-        t[i] = i < n ? p[i] : 0.0f;
-    return LD(t);
+/* The first n values at p, or a whole vector. */
+DFCL_FN vf ld_part(GLOBAL const float *p, int n) {
+    return n >= VW ? VLD(p) : dfcl_vld_part(p, n);
 }
-DFCL_FN void st_part(fv v, GLOBAL float *p, int n) {
-    if (n >= VW) {
-        ST(v, p);
-        return;
-    }
-    float t[VW];
-    ST(v, t);
-    for (int i = 0; i < n; ++i)
-        p[i] = t[i];
+DFCL_FN void st_part(vf v, GLOBAL float *p, int n) {
+    if (n >= VW)
+        VST(p, v);
+    else
+        dfcl_vst_part(p, v, n);
 }
 
-/* exp with a relative error of 1e-7: x = n ln2 + r, ln2 in two parts, a polynomial fitted to (exp(r) - 1 - r) / r^2 on |r| <= ln2 / 2. */
-DFCL_FN fv vexp(fv x) {
-    x = clamp(x, -87.0f, 88.0f);
-    fv n = x * 1.44269504f + 12582912.0f;
-    n = n - 12582912.0f; /* rounds to the nearest integer */
-    fv r = MULADD(n, (fv)(-0.693359375f), x);
-    r = MULADD(n, (fv)(2.12194440e-4f), r);
-    fv q = MULADD(r, (fv)(0.0013813145f), (fv)(0.008369419f));
-    q = MULADD(q, r, (fv)(0.041668456f));
-    q = MULADD(q, r, (fv)(0.16666515f));
-    q = MULADD(q, r, (fv)(0.49999994f));
-    q = MULADD(q, r * r, r) + 1.0f;
-    return q * AS_FLOAT((TO_INT(n) + 127) << 23);
+/* enum dfcl_act: 1 gelu (tanh form), 2 silu */
+DFCL_FN vf act_of(int act, vf x) {
+    return act == 1 ? dfcl_vgelu(x) : dfcl_vsilu(x);
 }
-/* enum dfcl_act: 1 gelu (tanh form), 2 silu; formulas as in dialect.h */
-DFCL_FN fv act_of(int act, fv x) {
-    fv u = act == 1 ? 1.5957691216057308f * (x + 0.044715f * x * x * x) : x;
-    return x / (1.0f + vexp(-u));
-}
-DFCL_FN fv act_grad(int act, fv x) {
-    fv xx = x * x;
-    fv u = act == 1 ? 1.5957691216057308f * (x + 0.044715f * x * xx) : x;
-    fv du = act == 1 ? 1.5957691216057308f * (1.0f + 0.134145f * xx) : (fv)(1.0f);
-    fv s = 1.0f / (1.0f + vexp(-u));
-    return s + x * s * (1.0f - s) * du;
+DFCL_FN vf act_grad(int act, vf x) {
+    return act == 1 ? dfcl_vgelu_grad(x) : dfcl_vsilu_grad(x);
 }
 
 /* ---- the register tile ---- */
@@ -149,27 +92,27 @@ DFCL_FN fv act_grad(int act, fv x) {
 #define MICRO(NAME, MM, V)                                                                                                              \
     DFCL_FN void NAME(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const float *b, int n, float *c, int resume) {           \
         GLOBAL const float *ar[MM];                                                                                                    \
-        fv s[MM][V];                                                                                                                   \
+        vf s[MM][V];                                                                                                                   \
         __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i) {                                                             \
             ar[i] = A_ROW(a, min(i, rows - 1), lda);                                                                                   \
             __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = 0.0f;                                            \
         }                                                                                                                              \
         if (resume)                                                                                                                    \
             __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i)                                                           \
-                __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = LD(c + i * PANEL + j * VW);                  \
+                __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = VLD(c + i * PANEL + j * VW);                  \
         dfcl_i64 at = 0;                                                                                                               \
         for (int k = 0; k < n; ++k) {                                                                                                  \
-            fv bv[V];                                                                                                                  \
-            __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) bv[j] = LD(b + j * VW);                                    \
+            vf bv[V];                                                                                                                  \
+            __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) bv[j] = VLD(b + j * VW);                                    \
             __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i) {                                                         \
-                fv av = (fv)(ar[i][at]);                                                                                               \
-                __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = MULADD(av, bv[j], s[i][j]);                  \
+                vf av = (vf)(ar[i][at]);                                                                                               \
+                __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = dfcl_vfma(av, bv[j], s[i][j]);                  \
             }                                                                                                                          \
             b += PANEL;                                                                                                                \
             at += A_STEP(lda);                                                                                                         \
         }                                                                                                                              \
         __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i)                                                               \
-            __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) ST(s[i][j], c + i * PANEL + j * VW);                       \
+            __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) VST(c + i * PANEL + j * VW, s[i][j]);                       \
     }
 MICRO(micro_full, TM, NV)
 MICRO(micro_4, 4, NV)
@@ -218,24 +161,24 @@ DFCL_FN void tile(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const f
 #define ONE_W(p) dfcl_h2f(*(p))
 #else
 #define WT float
-#define LD_W(p) LD(p)
+#define LD_W(p) VLD(p)
 #define ONE_W(p) (*(p))
 #endif
-DFCL_FN fv ldw_part(GLOBAL const WT *p, int n) {
+DFCL_FN vf ldw_part(GLOBAL const WT *p, int n) {
     if (n >= VW)
         return LD_W(p);
     float t[VW];
     for (int i = 0; i < VW; ++i)
         t[i] = i < n ? ONE_W(p + i) : 0.0f;
-    return LD(t);
+    return VLD(t);
 }
 #endif
 
 #if KIND == 1 || KIND == 2 || KIND == 5
 /* Transposes a VW x VW block in registers: log2(VW) rounds, each interleaving row i with row i + VW / 2. */
-DFCL_FN void transpose(fv *r) {
+DFCL_FN void transpose(vf *r) {
     __attribute__((opencl_unroll_hint)) for (int round = 1; round < VW; round *= 2) {
-        fv t[VW];
+        vf t[VW];
         __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW / 2; ++i) {
             t[2 * i] = LOW(r[i], r[i + VW / 2]);
             t[2 * i + 1] = HIGH(r[i], r[i + VW / 2]);
@@ -247,7 +190,7 @@ DFCL_FN void transpose(fv *r) {
 
 #if KIND == 1 || KIND == 5
 /* r[k - k0] = W[n0 .. n0 + VW)[k0 ..): rows past N and values past K are 0. */
-DFCL_FN void load_transposed(GLOBAL const WT *w, int N, int K, int n0, int k0, fv *r) {
+DFCL_FN void load_transposed(GLOBAL const WT *w, int N, int K, int n0, int k0, vf *r) {
     __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i)
         r[i] = ldw_part(w + (dfcl_i64)min(n0 + i, N - 1) * K + k0, n0 + i < N ? K - k0 : 0);
     transpose(r);
@@ -259,9 +202,9 @@ DFCL_FN void load_transposed(GLOBAL const WT *w, int N, int K, int n0, int k0, f
 DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0, int n, float *s) {
     for (int j = 0; j < cols; j += VW)
         for (int k = 0; k < n; k += VW) {
-            fv r[VW];
+            vf r[VW];
             load_transposed(w, C, sum, c0 + j, t0 + k, r);
-            __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) ST(r[i], s + (k + i) * PANEL + j);
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) VST(s + (k + i) * PANEL + j, r[i]);
         }
 }
 #elif KIND == 2
@@ -271,11 +214,11 @@ DFCL_FN void stage(GLOBAL const float *w, int C, int sum, int c0, int cols, int 
         GLOBAL const float *panel = w + (dfcl_i64)((t0 + p) / PANEL) * C * PANEL;
         for (int j = 0; j < cols; j += VW)
             for (int k = 0; k < PANEL; k += VW) {
-                fv r[VW];
+                vf r[VW];
                 __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i)
-                    r[i] = LD(panel + (dfcl_i64)min(c0 + j + i, C - 1) * PANEL + k);
+                    r[i] = VLD(panel + (dfcl_i64)min(c0 + j + i, C - 1) * PANEL + k);
                 transpose(r);
-                __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) ST(r[i], s + (p + k + i) * PANEL + j);
+                __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) VST(s + (p + k + i) * PANEL + j, r[i]);
             }
     }
 }
@@ -285,7 +228,7 @@ DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0,
     for (int t = 0; t < n; ++t) {
         GLOBAL const WT *p = w + (dfcl_i64)(t0 + t) * C + c0;
         for (int j = 0; j < cols; j += VW)
-            ST(ldw_part(p + j, cols - j), s + t * PANEL + j);
+            VST(s + t * PANEL + j, ldw_part(p + j, cols - j));
     }
 }
 #endif
@@ -338,7 +281,7 @@ linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i
             GLOBAL const float *rr = res ? res + res_off + (dfcl_i64)(res_rows ? wrap : m + i) * N + c0 : 0;
             for (int j = 0; j < cols; j += VW) {
                 int left = cols - j;
-                fv v = LD(cr + i * PANEL + j);
+                vf v = VLD(cr + i * PANEL + j);
                 if (br)
                     v += ld_part(br + j, left);
                 if (pre)
@@ -392,7 +335,7 @@ linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_
     for (int m = m0; m < m1; ++m)
         for (int j = 0; j < cols; j += VW) {
             dfcl_i64 at = (dfcl_i64)m * K + c0 + j;
-            fv v = LD(c + (m - m0) * PANEL + j);
+            vf v = VLD(c + (m - m0) * PANEL + j);
             if (act)
                 v *= act_grad(act, ld_part(pre + pre_off + at, cols - j));
             if (accumulate)
@@ -405,7 +348,7 @@ linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_
 /* ---- gradient of the matrix ---- */
 
 #if KIND == 4
-/* Group z takes rows [z * ts, (z + 1) * ts) of the sum. One slice: dw += C; more: part[z] = C, for linear_dw_sum_cpu. */
+/* Group z takes rows [z * ts, (z + 1) * ts) of the sum. One slice: dw += C; more: part[z] = C, for slice_sum_cpu. */
 DFCL_KERNEL(1, 1, 1)
 linear_dw_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const float *x, dfcl_i64 x_off, GLOBAL float *dw, dfcl_i64 dw_off,
               GLOBAL float *part, dfcl_i64 part_off, int M, int N, int K, int rb, int ts, int slices) {
@@ -423,24 +366,11 @@ linear_dw_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const float *x, df
     for (int r = n0; r < n1; ++r)
         for (int j = 0; j < cols; j += VW) {
             GLOBAL float *p = o + (dfcl_i64)r * K + c0 + j;
-            fv v = LD(c + (r - n0) * PANEL + j);
+            vf v = VLD(c + (r - n0) * PANEL + j);
             if (slices == 1)
                 v += ld_part(p, cols - j);
             st_part(v, p, cols - j);
         }
-}
-
-/* dw += the slices in order; one item takes `chunk` values. */
-DFCL_KERNEL(1, 1, 1)
-linear_dw_sum_cpu(GLOBAL const float *part, dfcl_i64 part_off, GLOBAL float *dw, dfcl_i64 dw_off, dfcl_i64 count, int chunk, int slices) {
-    dfcl_i64 i0 = (dfcl_i64)GRP(0) * chunk, i1 = min(count, i0 + chunk);
-    for (dfcl_i64 i = i0; i < i1; i += VW) {
-        int left = (int)min((dfcl_i64)VW, i1 - i);
-        fv v = ld_part(part + part_off + i, left);
-        for (int z = 1; z < slices; ++z)
-            v += ld_part(part + part_off + z * count + i, left);
-        st_part(v + ld_part(dw + dw_off + i, left), dw + dw_off + i, left);
-    }
 }
 #endif
 
@@ -454,13 +384,13 @@ pack_cpu(GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL float *packed, dfcl_i64 pack
     GLOBAL float *o = packed + packed_off + (dfcl_i64)n0 * K;
     for (int j = 0; j < PANEL; j += VW)
         for (int k = k0; k < k1; k += VW) {
-            fv r[VW];
+            vf r[VW];
             load_transposed(w + w_off, N, K, n0 + j, k, r);
             if (k1 - k >= VW)
-                __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) ST(r[i], o + (dfcl_i64)(k + i) * PANEL + j);
+                __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) VST(o + (dfcl_i64)(k + i) * PANEL + j, r[i]);
             else
                 for (int i = 0; i < k1 - k; ++i)
-                    ST(r[i], o + (dfcl_i64)(k + i) * PANEL + j);
+                    VST(o + (dfcl_i64)(k + i) * PANEL + j, r[i]);
         }
 }
 #endif

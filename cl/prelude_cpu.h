@@ -1,7 +1,8 @@
 /* Third text of every `*_cpu.cl` program (OpenCL C only): one float vector type as wide as the processor's registers, and functions on it.
  *
  * The host passes DFCL_VW = 4, 8 or 16 (dfcl_cpu_options). Memory is read and written with vload/vstore, so 4-byte alignment is
- * enough. Only +, -, *, / and integer operations: no fma, which is a slow library call on processors without the instruction. */
+ * enough. Only +, -, *, / and integer operations, and dfcl_vfma where a multiply-add is wanted: fma() is a slow library call on processors
+ * without the instruction. */
 #ifndef DFCL_VW
 #define DFCL_VW 8
 #endif
@@ -28,6 +29,13 @@ typedef int4 vi;
 #define as_vi as_int4
 #endif
 #define VS(a) ((vf)(a))
+
+/* a b + c: one rounding where the processor has the instruction, two elsewhere. Scalars or vectors. */
+#if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__) || defined(__ARM_FEATURE_FMA)
+#define dfcl_vfma(a, b, c) fma(a, b, c)
+#else
+#define dfcl_vfma(a, b, c) ((a) * (b) + (c))
+#endif
 
 /* Sum of the lanes, halves first. */
 DFCL_FN float dfcl_vsum(vf v) {

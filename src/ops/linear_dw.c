@@ -25,6 +25,34 @@ static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_
     return s ? s : dfcl_linear_dw_cpu(dev, params, err);
 }
 
+static int portable_slices(const struct dfcl_device *dev, const struct dfcl_linear_dw *p) {
+    return dfcl_slices(dev, dfcl_ceil_div(p->N, 64) * dfcl_ceil_div(p->K, 64), p->M, 256);
+}
+static uint64_t portable_scratch(const struct dfcl_device *dev, const void *params) {
+    const struct dfcl_linear_dw *p = params;
+    int slices = portable_slices(dev, p);
+    return slices == 1 ? 0 : (uint64_t)slices * (uint64_t)p->N * (uint64_t)p->K * 4;
+}
+static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_linear_dw *p = params;
+    dfcl_status s = check(params, err);
+    if (s)
+        return s;
+    int slices = portable_slices(dev, p);
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->dy, 4);
+    dfcl_args_ref(&a, p->x, 4);
+    dfcl_args_ref(&a, p->dw, 4);
+    dfcl_args_ref(&a, p->head.scratch, 4);
+    dfcl_args_i32(&a, p->M);
+    dfcl_args_i32(&a, p->N);
+    dfcl_args_i32(&a, p->K);
+    dfcl_args_i32(&a, (int)dfcl_ceil_div(p->M, slices));
+    dfcl_args_i32(&a, slices);
+    s = dfcl_launch_kernel(dev, "linear", "linear_dw", "-DKIND=2", dfcl_ceil_div(p->N, 64) * dfcl_ceil_div(p->K, 64) * slices, 1, 1, &a, err);
+    return s || slices == 1 ? s : dfcl_slice_sum(dev, p->head.scratch, p->dw, (int64_t)p->N * p->K, slices, err);
+}
+
 static const struct {
     int M, N, K;
     double scale;
@@ -63,6 +91,7 @@ static double bytes(const void *params) {
 
 static const struct dfcl_variant variants[] = {
     {.name = "cpu", .supports = dfcl_supports_cpu, .scratch = cpu_scratch, .launch = cpu_launch},
+    {.name = "portable", .supports = dfcl_supports_kernels, .scratch = portable_scratch, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 

@@ -23,6 +23,27 @@ static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_
     return s ? s : dfcl_linear_dx_cpu(dev, params, err);
 }
 
+static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_linear_dx *p = params;
+    dfcl_status s = check(params, err);
+    if (s)
+        return s;
+    struct dfcl_weight_form w = p->w.data.mem ? dfcl_weight_rows(&p->w) : dfcl_weight_panels(&p->w);
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->dy, 4);
+    dfcl_args_ref(&a, w.ref, w.size);
+    dfcl_args_ref(&a, p->pre, 4);
+    dfcl_args_ref(&a, p->dx, 4);
+    dfcl_args_i32(&a, p->M);
+    dfcl_args_i32(&a, p->w.N);
+    dfcl_args_i32(&a, p->w.K);
+    dfcl_args_i32(&a, (int)p->act);
+    dfcl_args_i32(&a, p->accumulate);
+    char options[32];
+    snprintf(options, sizeof options, "-DKIND=1 -DWTYPE=%d", w.wtype);
+    return dfcl_launch_kernel(dev, "linear", "linear_dx", options, dfcl_ceil_div(p->M, 64) * dfcl_ceil_div(p->w.K, 64), 1, 1, &a, err);
+}
+
 /* ---- cases ---- */
 
 enum { ACC = 1, LARGE = 2, ROWS = 4, PANELS = 8, BOTH = ROWS | PANELS };
@@ -98,6 +119,7 @@ static double bytes(const void *params) {
 
 static const struct dfcl_variant variants[] = {
     {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 

@@ -25,6 +25,50 @@ static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_
     return s ? s : dfcl_linear_fwd_cpu(dev, params, err);
 }
 
+void dfcl_linear_fwd_args(struct dfcl_args *a, const struct dfcl_linear_fwd *p, struct dfcl_weight_form w) {
+    dfcl_args_ref(a, p->x, 4);
+    dfcl_args_ref(a, w.ref, w.size);
+    dfcl_args_ref(a, p->bias.ref, 4);
+    dfcl_args_i64(a, p->bias.stride);
+    dfcl_args_ref(a, p->gamma.ref, 4);
+    dfcl_args_i64(a, p->gamma.stride);
+    dfcl_args_ref(a, p->gamma_res.ref, 4);
+    dfcl_args_i64(a, p->gamma_res.stride);
+    dfcl_args_ref(a, p->dom, 4);
+    dfcl_args_ref(a, p->pre, 4);
+    dfcl_args_ref(a, p->y, 4);
+    dfcl_args_ref(a, p->res, 4);
+    dfcl_args_ref(a, p->gate, 4);
+    dfcl_args_i64(a, p->gate_stride);
+    dfcl_args_ref(a, p->out, 4);
+    dfcl_args_i32(a, p->M);
+    dfcl_args_i32(a, p->w.N);
+    dfcl_args_i32(a, p->K);
+    dfcl_args_i32(a, p->T);
+    dfcl_args_i32(a, p->res_rows);
+    dfcl_args_i32(a, (int)p->act);
+}
+
+/* Bits of `has` in cl/linear.cl: which refs are there. */
+enum { HAS_BIAS = 1, HAS_GAMMA = 2, HAS_GAMMA_RES = 4, HAS_DOM = 8, HAS_PRE = 16, HAS_Y = 32, HAS_RES = 64, HAS_GATE = 128, HAS_OUT = 256 };
+
+static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_linear_fwd *p = params;
+    dfcl_status s = check(params, err);
+    if (s)
+        return s;
+    int has = (p->bias.ref.mem ? HAS_BIAS : 0) | (p->gamma.ref.mem ? HAS_GAMMA : 0) | (p->gamma_res.ref.mem ? HAS_GAMMA_RES : 0) |
+              (p->dom.mem ? HAS_DOM : 0) | (p->pre.mem ? HAS_PRE : 0) | (p->y.mem ? HAS_Y : 0) | (p->res.mem ? HAS_RES : 0) |
+              (p->gate.mem ? HAS_GATE : 0) | (p->out.mem ? HAS_OUT : 0);
+    struct dfcl_weight_form w = p->w.data.mem ? dfcl_weight_rows(&p->w) : dfcl_weight_panels(&p->w);
+    struct dfcl_args a = {0};
+    dfcl_linear_fwd_args(&a, p, w);
+    dfcl_args_i32(&a, has);
+    char options[32];
+    snprintf(options, sizeof options, "-DKIND=0 -DWTYPE=%d", w.wtype);
+    return dfcl_launch_kernel(dev, "linear", "linear_fwd", options, dfcl_ceil_div(p->M, 64) * dfcl_ceil_div(p->w.N, 64), 1, 1, &a, err);
+}
+
 /* ---- cases ---- */
 
 enum {
@@ -153,6 +197,7 @@ static double bytes(const void *params) {
 
 static const struct dfcl_variant variants[] = {
     {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 

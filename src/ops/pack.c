@@ -21,6 +21,22 @@ static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_
     return s ? s : dfcl_pack_cpu(dev, params, err);
 }
 
+static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_pack *p = params;
+    dfcl_status s = check(params, err);
+    if (s)
+        return s;
+    struct dfcl_weight_form w = dfcl_weight_rows(&p->w);
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, w.ref, w.size);
+    dfcl_args_ref(&a, p->w.packed, 4);
+    dfcl_args_i32(&a, p->w.N);
+    dfcl_args_i32(&a, p->w.K);
+    char options[32];
+    snprintf(options, sizeof options, "-DWTYPE=%d", w.wtype);
+    return dfcl_launch_kernel(dev, "pack", "pack", options, (int64_t)((dfcl_panel_count(p->w.N, p->w.K) + 255) / 256), 1, 1, &a, err);
+}
+
 static const struct {
     int N, K;
     enum dfcl_dtype dtype;
@@ -51,6 +67,7 @@ static double bytes(const void *params) {
 
 static const struct dfcl_variant variants[] = {
     {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 
