@@ -52,21 +52,14 @@ static dfcl_status run(dfcl_model *m, int domain, int B, const float *x, const f
 
 /* ---- dit/micro ---- */
 
-static dfcl_status micro_one(struct dfcl_golden_file *f, const char *file, const char *which, bool gammas, const char *key, int B,
+static dfcl_status micro_one(struct dfcl_golden_file *f, const char *file, const char *which, const char *key, int B,
                              const float *x, const float *t, const int64_t *y, float *out, uint64_t count, dfcl_error *err) {
     char full[128];
     snprintf(full, sizeof full, "micro/%s", file);
     dfcl_model *m = NULL;
-    int domain = 0;
     dfcl_status s = open_model(&m, f->g, full, which, err);
-    if (!s && gammas) {
-        /* the checkpoint of a DiffFit run: its scale vectors are a domain of their own over its weights */
-        char *path = dfcl_sprintf(f->g->ctx, err, "%s/dit/%s%s%s", f->g->dir, full, which ? "" : "", "");
-        s = path ? dfcl_model_load_delta(m, path, 1.0f, 1, &domain, err) : DFCL_NOMEM;
-        dfcl_free(f->g->ctx, path);
-    }
     if (!s)
-        s = run(m, domain, B, x, t, y, out, err);
+        s = run(m, 0, B, x, t, y, out, err);
     if (!s) {
         dfcl_golden_say(f->g, "  %s:", full);
         s = dfcl_golden_check(f, key, out, count, &forward_limit, err);
@@ -95,18 +88,20 @@ dfcl_status dfcl_verify_micro(struct dfcl_golden *g, dfcl_error *err) {
     if (!s && !(out = dfcl_calloc(g->ctx, (size_t)nx * 2, sizeof *out, err)))
         s = DFCL_NOMEM;
     static const struct {
-        const char *file, *which;
-        bool gammas;
-        const char *key;
+        const char *file, *which, *key;
     } files[] = {
-        {"raw_f32.pt", NULL, false, "out_f32"},          {"raw_f32.safetensors", NULL, false, "out_f32"},
-        {"diffusers", NULL, false, "out_f32"},           {"raw_f16.pt", NULL, false, "out_f16weights"},
-        {"raw_f16.safetensors", NULL, false, "out_f16weights"}, {"raw_bf16.pt", NULL, false, "out_bf16weights"},
-        {"raw_bf16.safetensors", NULL, false, "out_bf16weights"}, {"train_ckpt.pt", NULL, true, "out_ckpt_ema"},
-        {"train_ckpt.pt", "model", true, "out_ckpt_model"},
+        {"raw_f32.pt", NULL, "out_f32"},
+        {"raw_f32.safetensors", NULL, "out_f32"},
+        {"diffusers", NULL, "out_f32"},
+        {"raw_f16.pt", NULL, "out_f16weights"},
+        {"raw_f16.safetensors", NULL, "out_f16weights"},
+        {"raw_bf16.pt", NULL, "out_bf16weights"},
+        {"raw_bf16.safetensors", NULL, "out_bf16weights"},
+        {"train_ckpt.pt", NULL, "out_ckpt_ema"},
+        {"train_ckpt.pt", "model", "out_ckpt_model"},
     };
     for (size_t i = 0; i < DFCL_COUNT(files) && !s; i++)
-        s = micro_one(&f, files[i].file, files[i].which, files[i].gammas, files[i].key, (int)B, x, t, y, out, nx * 2, err);
+        s = micro_one(&f, files[i].file, files[i].which, files[i].key, (int)B, x, t, y, out, nx * 2, err);
     dfcl_golden_excuse(&f, "out_diffusers_stock"); /* stock diffusers computes other timestep frequencies; not what we imitate */
     dfcl_free(g->ctx, x);
     dfcl_free(g->ctx, ti);
