@@ -153,12 +153,24 @@ static dfcl_status dry_run(struct dfcl_stepper *st, int micro, uint64_t *bytes, 
 
 /* ---- create ---- */
 
+/* Rows (samples times tokens) of a pass beyond which a processor gains nothing: its products are at full speed long before, while activations of a
+ * larger pass fall out of the caches. A 1.9 M-parameter model of 64 tokens at batch 128, processor seconds a step on 2 Zen 4 cores: 0.98 in one pass,
+ * 0.94 in passes of 32, with 366 and 110 MiB. A GPU takes whatever fits. */
+#define CPU_ROWS 2048
+
+static int largest_pass(const struct dfcl_stepper *st) {
+    const struct dfcl_dit_config *cfg = dfcl_dit_get_config(st->dit);
+    int tokens = (cfg->input / cfg->patch) * (cfg->input / cfg->patch);
+    return st->dev->info.type == DFCL_DEVICE_CPU ? DFCL_MAX(CPU_ROWS / tokens, 1) : st->batch;
+}
+
 static dfcl_status choose_micro(struct dfcl_stepper *st, int asked, uint64_t max_memory, uint64_t *own, dfcl_error *err) {
     uint64_t room = max_memory ? max_memory : st->dev->info.memory;
+    const int most = largest_pass(st);
     dfcl_status s = DFCL_OK;
     for (int d = 1; d <= st->batch; d++) {
         int micro = asked ? asked : st->batch / d;
-        if (!asked && st->batch % d)
+        if (!asked && (st->batch % d || micro > most))
             continue;
         st->micro = micro;
         s = dry_run(st, micro, own, err);

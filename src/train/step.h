@@ -12,7 +12,7 @@ struct dfcl_stepper;
 
 struct dfcl_stepper_options {
     int batch;           /* samples per step */
-    int micro;           /* samples per pass, divides batch; 0: the largest that fits (see dfcl_stepper_create) */
+    int micro;           /* samples per pass, divides batch; 0: the largest that fits; on a processor no more than 2048 rows of tokens */
     uint64_t max_memory; /* bytes on the device for everything, weights included; 0: the device's memory */
     const float *table;  /* [timesteps][DFCL_TAB_COUNT], copied to the device; NULL: the 1000 steps of training */
     int timesteps;

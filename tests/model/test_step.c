@@ -19,6 +19,12 @@ static dfcl_context *ctx;
 static dfcl_device *dev;
 static float table[T * DFCL_TAB_COUNT];
 
+/* The device of the run: DFCL_TEST_DEVICE, else the plain C one. */
+static const char *device_name(void) {
+    const char *name = getenv("DFCL_TEST_DEVICE");
+    return name ? name : "host";
+}
+
 static int setup(void **state) {
     (void)state;
     double ab = 1.0, prev = 1.0, lpv1 = 0.0;
@@ -40,7 +46,7 @@ static int setup(void **state) {
             lpv1 = log(pv);
     }
     table[DFCL_TAB_LPV] = (float)lpv1;
-    return dfcl_context_create(&ctx, NULL, NULL) || dfcl_device_open(&dev, ctx, "host", NULL);
+    return dfcl_context_create(&ctx, NULL, NULL) || dfcl_device_open(&dev, ctx, device_name(), NULL);
 }
 static int teardown(void **state) {
     (void)state;
@@ -283,12 +289,33 @@ static void micro_follows_memory(void **state) {
     dfcl_dit_destroy(&dit);
 }
 
+static void passes_of_a_processor(void **state) {
+    (void)state;
+    /* 4 tokens: 512 samples are the 2048 rows that a pass has at most */
+    struct dfcl_dit *dit = make_model(false);
+    struct dfcl_stepper *st;
+    struct dfcl_stepper_options opt = {.batch = 3 * 433};
+    int want = dfcl_device_get_info(dev)->type == DFCL_DEVICE_CPU ? 433 : opt.batch;
+    assert_int_equal(dfcl_stepper_create(&st, dit, &opt, NULL), DFCL_OK);
+    assert_int_equal(dfcl_stepper_micro(st), want);
+    dfcl_stepper_destroy(&st);
+    dfcl_dit_destroy(&dit);
+}
+
 int main(void) {
+    dfcl_context *probe_ctx = NULL;
+    dfcl_device *probe = NULL;
+    bool there = !dfcl_context_create(&probe_ctx, NULL, NULL) && !dfcl_device_open(&probe, probe_ctx, device_name(), NULL);
+    dfcl_device_close(&probe);
+    dfcl_context_destroy(&probe_ctx);
+    if (!there)
+        return 77;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(passes_add_up),
         cmocka_unit_test(update_rules),
         cmocka_unit_test(non_finite_changes_nothing),
         cmocka_unit_test(micro_follows_memory),
+        cmocka_unit_test(passes_of_a_processor),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -55,11 +55,17 @@ static void write_pictures(const char *folder, int classes, int each, int offset
     }
 }
 
+/* The device of the run: DFCL_TEST_DEVICE, else the plain C one. */
+static const char *device_name(void) {
+    const char *name = getenv("DFCL_TEST_DEVICE");
+    return name ? name : "host";
+}
+
 static int setup(void **state) {
     (void)state;
     struct dfcl_context_params p = {.log = count_warnings};
     strcpy(root, "/tmp/dfcl-trainer-XXXXXX");
-    if (!mkdtemp(root) || dfcl_context_create(&ctx, &p, NULL) || dfcl_device_open(&dev, ctx, "host", NULL))
+    if (!mkdtemp(root) || dfcl_context_create(&ctx, &p, NULL) || dfcl_device_open(&dev, ctx, device_name(), NULL))
         return 1;
     struct dfcl_init_params init = {.shape = {.depth = 2, .hidden = 32, .heads = 2, .patch = 2, .input = 8, .channels = 1, .classes = 4},
                                     .seed = 3, .scale = 0.1f, .dtype = "f32"};
@@ -412,6 +418,13 @@ static void learning_rate(void **state) {
 }
 
 int main(void) {
+    dfcl_context *probe_ctx = NULL;
+    dfcl_device *probe = NULL;
+    bool there = !dfcl_context_create(&probe_ctx, NULL, NULL) && !dfcl_device_open(&probe, probe_ctx, device_name(), NULL);
+    dfcl_device_close(&probe);
+    dfcl_context_destroy(&probe_ctx);
+    if (!there)
+        return 77;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(learning_rate), cmocka_unit_test(resume_is_exact), cmocka_unit_test(passes_resume),
         cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted),
