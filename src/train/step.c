@@ -233,8 +233,10 @@ dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit,
         st->room = room > own ? room - own : 1;
     }
     s = dfcl_stepper_replan(st, err);
-    if (s)
+    if (s) {
+        dfcl_error_prefix(err, "training in passes of %d, %.1f MiB for optimizer and batch", st->micro, (double)own / 1048576.0);
         goto out;
+    }
     s = dfcl_arena_commit(&st->arena, err);
     if (!s)
         s = place(st, st->micro, err);

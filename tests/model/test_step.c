@@ -283,6 +283,7 @@ static void micro_follows_memory(void **state) {
     dfcl_error e = {0};
     opt.max_memory = need[1] - 1;
     assert_int_equal(dfcl_stepper_create(&st, dit, &opt, &e), DFCL_NOMEM);
+    assert_non_null(strstr(e.msg, "passes of 1"));
     assert_null(st);
     opt.micro = 4;
     assert_int_equal(dfcl_stepper_create(&st, dit, &opt, &e), DFCL_USAGE);
