@@ -152,6 +152,14 @@ dfcl_status dfcl_dit_plan_only(struct dfcl_dit *dit, int max_batch, bool trainin
     return s;
 }
 
+/* The plan as one line, for messages. */
+static void plan_line(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size) {
+    dfcl_plan_format(plan, dev, buf, size);
+    for (char *c = buf; *c; c++)
+        if (*c == '\n')
+            *c = c[1] ? ';' : 0;
+}
+
 dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, uint64_t max_memory, struct dfcl_plan *plan,
                           dfcl_error *err) {
     uint64_t key = layout_key(dit);
@@ -166,10 +174,7 @@ dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, ui
     uint64_t limit = max_memory ? max_memory : dit->dev->info.memory;
     if (!s && limit && p.total > limit) {
         char text[512];
-        dfcl_plan_format(&p, &dit->dev->info, text, sizeof text);
-        for (char *c = text; *c; c++)
-            if (*c == '\n')
-                *c = c[1] ? ';' : 0;
+        plan_line(&p, &dit->dev->info, text, sizeof text);
         s = dfcl_fail(err, DFCL_NOMEM, "the plan needs %.1f MiB of %.1f MiB: %s; a smaller batch needs less", (double)p.total / 1048576.0,
                       (double)limit / 1048576.0, text);
     }
@@ -186,6 +191,11 @@ dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, ui
     if (s) {
         drop_plan(dit);
         return s;
+    }
+    if (!training) { /* the trainer shows its plan itself, with the optimizer's part */
+        char text[512];
+        plan_line(&p, &dit->dev->info, text, sizeof text);
+        dfcl_log(dit->dev->ctx, DFCL_LOG_INFO, "memory plan: %s", text);
     }
     dit->plan = p;
     dit->layout_key = key;
