@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define ZLIB_CONST /* next_in points to const */
 #include <zlib.h>
 
 #define MAX_ENTRIES (1u << 20)
@@ -142,7 +143,7 @@ dfcl_status dfcl_zip_open(struct dfcl_zip *z, const dfcl_context *ctx, const voi
     z->path = path;
     z->data = data;
     z->size = size;
-    uint64_t at, length, entries;
+    uint64_t at = 0, length = 0, entries = 0;
     dfcl_status s = find_directory(z, &at, &length, &entries, err);
     if (s)
         return s;
