@@ -1,0 +1,54 @@
+/* Feeds every file of the given folders (or files) to a fuzz target, once each: the corpus as a test, without libFuzzer. Inputs are copied to
+ * blocks of their exact size, so that sanitizers and valgrind see every byte read too far. */
+#include <stdio.h>
+
+#include "base/file.h"
+#include "fuzz.h"
+
+static int run(const dfcl_context *ctx, const char *path) {
+    struct dfcl_map map;
+    dfcl_error err;
+    if (dfcl_map_open(&map, path, &err)) {
+        fprintf(stderr, "%s\n", err.msg);
+        return 1;
+    }
+    uint8_t *copy = malloc(map.size ? (size_t)map.size : 1);
+    if (!copy)
+        return 1;
+    memcpy(copy, map.data, (size_t)map.size);
+    LLVMFuzzerTestOneInput(copy, (size_t)map.size);
+    free(copy);
+    dfcl_map_close(&map);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    dfcl_context *ctx;
+    int bad = dfcl_context_create(&ctx, NULL, NULL) != DFCL_OK, done = 0;
+    for (int i = 1; i < argc && !bad; i++) {
+        if (dfcl_path_kind(argv[i]) != DFCL_PATH_DIR) {
+            bad |= run(ctx, argv[i]);
+            done++;
+            continue;
+        }
+        struct dfcl_list list;
+        dfcl_error err;
+        if (dfcl_list_dir(ctx, argv[i], &list, &err)) {
+            fprintf(stderr, "%s\n", err.msg);
+            return 1;
+        }
+        for (size_t k = 0; k < list.count; k++, done++) {
+            char path[4096];
+            snprintf(path, sizeof path, "%s/%s", argv[i], list.names[k]);
+            bad |= run(ctx, path);
+        }
+        dfcl_list_free(ctx, &list);
+    }
+    if (!bad && done == 0) {
+        fprintf(stderr, "no inputs\n");
+        bad = 1;
+    }
+    printf("%d inputs\n", done);
+    dfcl_context_destroy(&ctx);
+    return bad;
+}
