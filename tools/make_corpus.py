@@ -357,6 +357,7 @@ def image_corpus():
     small = struct.pack(">IIBBBBB", 16, 8, 8, 2, 0, 0, 1)
     save(t, "interlaced.png", head + chunk(b"IHDR", small) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
     save(t, "text-bomb.png", good[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 20))) + good[33:])
+    save(t, "chunk-length.png", good[:33] + struct.pack(">I", 0x0E695458) + b"iTXt" + b"name\0\0\0\0\0" + good[33:])
     save(t, "cut.png", good[:-20])
     mutations(t, "png", good, 16)
 

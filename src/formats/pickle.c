@@ -3,9 +3,9 @@
 #include <string.h>
 
 /* Limits far above any checkpoint (a DiT-XL/2 training checkpoint has some 30,000 nodes); together they bound memory to a few hundred MB. */
-#define MAX_NODES (1u << 21)
-#define MAX_ITEMS (1u << 24)
-#define MAX_MEMO (1u << 22)
+#define MAX_NODES (1u << 20)
+#define MAX_ITEMS (1u << 23)
+#define MAX_MEMO (1u << 20)
 #define MAX_MARKS (1u << 16)
 
 struct machine {

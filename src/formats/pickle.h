@@ -66,7 +66,7 @@ struct dfcl_pickle {
     uint32_t root;
 };
 
-#define DFCL_PK_MAX_BYTES (64u << 20)
+#define DFCL_PK_MAX_BYTES (32u << 20)
 
 /* The bytes must outlive it: strings point into them. */
 dfcl_status dfcl_pickle_read(struct dfcl_pickle *pk, const dfcl_context *ctx, const void *data, size_t size, const char *path, dfcl_error *err);

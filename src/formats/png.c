@@ -38,7 +38,7 @@ static void on_warning(png_structp png, png_const_charp msg) {
 
 static png_voidp on_malloc(png_structp png, png_alloc_size_t n) {
     struct job *j = png_get_mem_ptr(png);
-    return dfcl_calloc(j->ctx, n, 1, NULL);
+    return j->ctx->p.alloc(j->ctx->p.alloc_user, n); /* libpng clears what it wants cleared */
 }
 
 static void on_free(png_structp png, png_voidp p) {
@@ -65,7 +65,27 @@ static void on_flush(png_structp png) {
     (void)png;
 }
 
+/* libpng takes memory for a chunk by the length it claims, past the limit set below when the chunk is an ancillary one. Walking the
+ * chunks first also finds cut files before any work. */
+static dfcl_status check_chunks(struct job *j) {
+    size_t at = 8;
+    for (;;) {
+        if (j->size < 8 || j->size - at < 12)
+            return dfcl_fail(j->err, DFCL_FORMAT, "%s: bad PNG: the file is cut short", j->path);
+        const unsigned char *p = j->data + at;
+        size_t n = (size_t)p[0] << 24 | (size_t)p[1] << 16 | (size_t)p[2] << 8 | p[3];
+        if (n > j->size - at - 12)
+            return dfcl_fail(j->err, DFCL_FORMAT, "%s: bad PNG: a chunk of %zu bytes at byte %zu, the file is cut short", j->path, n, at);
+        at += 12 + n;
+        if (!memcmp(p + 4, "IEND", 4))
+            return DFCL_OK;
+    }
+}
+
 static dfcl_status start_read(struct job *j) {
+    dfcl_status s = check_chunks(j);
+    if (s)
+        return s;
     j->png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, j, on_error, on_warning, j, on_malloc, on_free);
     j->info = j->png ? png_create_info_struct(j->png) : NULL;
     if (!j->info)

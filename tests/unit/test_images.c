@@ -125,7 +125,7 @@ static void bad_pictures(void **state) {
     (void)state;
     static const char *const cases[][2] = {
         {"image/bomb.png", "cut short or forged"}, {"image/huge.png", "bad PNG"},          {"image/cut.png", "cut short"},
-        {"image/cut.jpg", "bad JPEG"},             {"image/huge.jpg", "expected sides"},   {"image/cmyk.jpg", "CMYK"},
+        {"image/chunk-length.png", "a chunk of 241784920 bytes"}, {"image/cut.jpg", "bad JPEG"},             {"image/huge.jpg", "expected sides"},   {"image/cmyk.jpg", "CMYK"},
         {"npy/f4", "expected a PNG or JPEG"},
     };
     for (size_t i = 0; i < DFCL_COUNT(cases); i++) {
@@ -145,11 +145,12 @@ static void bad_pictures(void **state) {
         char *data;
         size_t n;
         OK(dfcl_file_read(ctx, corpus(whole[i]), 1 << 20, &data, &n, err));
-        size_t end = i ? n - 2 : n; /* an end-of-image marker may be missing: the picture is complete */
+        /* Of a JPEG the end-of-image marker and the last bits, which fill a byte, may be missing: the picture is complete. */
+        size_t end = i ? n - 8 : n;
         for (size_t k = 0; k < end; k++) {
             char *cut = malloc(k ? k : 1);
             memcpy(cut, data, k);
-            if (dfcl_image_read_memory(ctx, cut, k, "cut", 3, &im, NULL) != DFCL_FORMAT && k + 12 < end)
+            if (dfcl_image_read_memory(ctx, cut, k, "cut", 3, &im, NULL) != DFCL_FORMAT)
                 fail_msg("%s cut at %zu of %zu passed", whole[i], k, n);
             dfcl_image_free(ctx, &im);
             free(cut);
