@@ -209,6 +209,30 @@ def test_train_and_sample():
     assert worst < 1e-3, worst
 
 
+def test_same_picture_on_every_device():
+    """The same seed gives the same picture to 1/255 on every device and in any batch; on one device the same bits."""
+    base = make_base("dbase.safetensors", classes=3)
+    for sampler in ("ddpm", "ddim", "dpm++"):
+        pictures = {}
+        for d in json.loads(run("devices", "--json")[0]):
+            if not d["usable"]:
+                continue
+            for batch in (1, 3):
+                out = path(f"d-{d['index']}-{batch}.safetensors")
+                run("sample", "--device", d["selector"], "--model", base, "--classes", "0,2", "-n", 2, "--sampler", sampler, "--steps", 4, "--cfg", 2, "--seed", 7,
+                    "--batch", batch, "--save-latents", out)
+                data = tensors(out)[0]["latents"][1]
+                pictures[(d["selector"], batch)] = struct.unpack(f"<{len(data)//4}f", data)
+                if batch == 3:
+                    run("sample", "--device", d["selector"], "--model", base, "--classes", "0,2", "-n", 2, "--sampler", sampler, "--steps", 4, "--cfg", 2, "--seed",
+                        7, "--batch", batch, "--save-latents", out)
+                    assert tensors(out)[0]["latents"][1] == data, "two runs differ"
+        want = pictures[("host", 1)]
+        for k, got in pictures.items():
+            worst = max(abs(x - y) / 2 for x, y in zip(want, got))
+            assert worst < 1 / 255, (sampler, k, worst)
+
+
 def test_resume_is_exact():
     base, images = make_base("rbase.safetensors"), make_images("rimages")
     small_train("straight", base, images, steps=6)
