@@ -172,6 +172,17 @@ def torch_corpus():
     save(t, "plain", pt(pk_dict([("w", w)])))
     save(t, "deflated", pt(pk_dict([("w", w)]), method=zipfile.ZIP_DEFLATED))
     save(t, "zip64", pt(pk_dict([("w", w)]), force64=True))
+    names = []
+    for i in range(2):
+        for q in "qkv":
+            names += [(f"transformer_blocks.{i}.attn1.to_{q}.weight", pk_tensor("0", 16, "qkv".index(q) * 4, (2, 2), (1, 2))),
+                      (f"transformer_blocks.{i}.attn1.to_{q}.bias", pk_tensor("0", 16, 12 + "qkv".index(q), (1,), (1,)))]
+        names.append((f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight", pk_tensor("0", 16, 0, (3, 2), (2, 1))))
+    names.append(("proj_out_1.weight", w))
+    floats = (("0", np.arange(16, dtype=np.float32).tobytes()),)
+    save(t, "diffusers-strided", pt(pk_dict(names), floats))
+    save(t, "diffusers", pt(pk_dict([(k, v.replace(b"(" + integer(1) + integer(2) + b"t\x89", b"(" + integer(2) + integer(1) + b"t\x89"))
+                                     for k, v in names]), floats))
     tricks = {
         "beyond": pk_tensor("0", 16, 1, (4, 4), (4, 1)),
         "stride-beyond": pk_tensor("0", 16, 0, (4, 4), (5, 1)),
@@ -256,7 +267,7 @@ def torch_corpus():
     save(t, "zip-other", zip_bytes([("word/document.xml", b"<x/>")]))
     save(t, "zip-two", zip_bytes([("a/data.pkl", b"\x80\x02N."), ("b/data.pkl", b"\x80\x02N.")]))
     save(t, "zip-big-endian", zip_bytes([("a/data.pkl", b"\x80\x02" + pk_dict([("w", w)]) + b"."), ("a/byteorder", b"big"), ("a/data/0", bytes(64))]))
-    bomb = zip_bytes([("a/data.pkl", b"\x80\x02" + b"N0" * (4 << 20) + b"N.")], zipfile.ZIP_DEFLATED)
+    bomb = zip_bytes([("a/data.pkl", b"\x80\x02" + b"N0" * (1 << 20) + b"N.")], zipfile.ZIP_DEFLATED)
     save(t, "zip-bomb", bomb)
     deflated = bytearray(pt(pk_dict([("w", w)]), method=zipfile.ZIP_DEFLATED))
     at = deflated.index(b"PK\3\4")

@@ -60,7 +60,7 @@ static dfcl_status add_qkv(struct dfcl_tensor_file *f, int block, const char *ki
     struct dfcl_tf_entry e = {.view = f->raw[raw[0]], .raw = {raw[0], raw[1], raw[2]}};
     for (int i = 1; i < 3; i++) {
         if (!same_layout(&f->raw[raw[0]], &f->raw[raw[i]]) || e.view.ndim < 1)
-            return dfcl_fail(err, DFCL_FORMAT, "%s: tensor %s: expected the shape and type of %s", f->path, f->raw[raw[i]].name,
+            return dfcl_fail(err, DFCL_FORMAT, "%s: tensor %s: expected the shape and type of %s, contiguous", f->path, f->raw[raw[i]].name,
                              f->raw[raw[0]].name);
         e.view.part[i] = f->raw[raw[i]].part[0];
         e.view.source[i] = f->raw[raw[i]].source[0];

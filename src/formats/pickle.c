@@ -477,6 +477,11 @@ dfcl_status dfcl_pickle_read(struct dfcl_pickle *pk, const dfcl_context *ctx, co
     bool stop = false;
     if (size > DFCL_PK_MAX_BYTES)
         s = dfcl_fail(err, DFCL_FORMAT, "%s: a pickle of %zu bytes, at most %u expected", path, size, DFCL_PK_MAX_BYTES);
+    if (!s) { /* the stack is never NULL: an empty range of it is still a range */
+        void *p = NULL;
+        s = dfcl_grow(ctx, &p, &m.stack_cap, 64, sizeof *m.stack, err);
+        m.stack = p;
+    }
     while (!s && !stop)
         s = m.p == m.end ? bad(&m, "cut short") : step(&m, *m.p++, &stop);
     dfcl_free(ctx, m.stack);

@@ -176,6 +176,46 @@ static void kinds(void **state) {
     dfcl_tensor_file_close(&a);
 }
 
+static void folders(void **state) {
+    (void)state;
+    char dir[] = "/tmp/dfcl-pt-XXXXXX", path[128];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/transformer", dir);
+    OK(dfcl_mkdirs(ctx, path, err));
+    char *data;
+    size_t n;
+    OK(dfcl_file_read(ctx, DFCL_CORPUS "/torch_pt/diffusers", 1 << 20, &data, &n, err));
+    snprintf(path, sizeof path, "%s/transformer/diffusion_pytorch_model.bin", dir);
+    OK(dfcl_file_write(ctx, path, data, n, err));
+    dfcl_free(ctx, data);
+    struct dfcl_tensor_file *f = open_file(dir, NULL);
+    assert_string_equal(dfcl_tensor_file_path(f), path);
+    assert_true(dfcl_tensor_file_is_diffusers(f));
+    assert_int_equal(dfcl_tensor_file_count(f), 2 * 2 + 1 + 1);
+    const struct dfcl_tensor_view *v = dfcl_tensor_file_find(f, "blocks.1.attn.qkv.weight");
+    assert_true(v && v->ndim == 2 && v->shape[0] == 6 && v->shape[1] == 2 && v->parts == 3);
+    float x[12];
+    OK(dfcl_tensor_file_read_f32(f, v, 0, 12, x, err));
+    for (int i = 0; i < 12; i++)
+        assert_true(x[i] == (float)i);
+    OK(dfcl_tensor_file_read_f32(f, dfcl_tensor_file_find(f, "blocks.0.attn.qkv.bias"), 0, 3, x, err));
+    assert_true(x[0] == 12 && x[1] == 13 && x[2] == 14);
+    OK(dfcl_tensor_file_read_f32(f, dfcl_tensor_file_find(f, "y_embedder.embedding_table.weight"), 0, 6, x, err));
+    assert_true(x[0] == 0 && x[5] == 5);
+    dfcl_tensor_file_close(&f);
+    dfcl_error e = {0};
+    assert_int_equal(dfcl_tensor_file_open(&f, ctx, DFCL_CORPUS "/torch_pt/diffusers-strided", NULL, &e), DFCL_FORMAT);
+    /* A folder's config.json belongs to it and must be sound; one that lies beside a plain file may be anything. */
+    snprintf(path, sizeof path, "%s/transformer/config.json", dir);
+    OK(dfcl_file_write(ctx, path, "{\"num_attention_heads\": ", 24, err));
+    assert_int_equal(dfcl_tensor_file_open(&f, ctx, dir, NULL, &e), DFCL_FORMAT);
+    assert_non_null(strstr(e.msg, "config.json"));
+    snprintf(path, sizeof path, "%s/transformer/diffusion_pytorch_model.bin", dir);
+    f = open_file(path, NULL);
+    dfcl_tensor_file_close(&f);
+    OK(dfcl_remove_tree(ctx, dir, err));
+}
+
 static void hostile(void **state) {
     (void)state;
     static const char *const cases[][2] = {
@@ -270,10 +310,59 @@ static void every_truncation(void **state) {
     dfcl_free(ctx, data);
 }
 
+/* Every allocation fails once: the open must say so, leak nothing (the sanitizers look) and leave no handle. */
+struct failing {
+    long left, live;
+};
+static void *fail_alloc(void *user, size_t n) {
+    struct failing *f = user;
+    if (f->left-- <= 0)
+        return NULL;
+    f->live++;
+    return malloc(n);
+}
+static void fail_free(void *user, void *p) {
+    struct failing *f = user;
+    f->live--;
+    free(p);
+}
+
+static void out_of_memory(void **state) {
+    (void)state;
+    static const char *const files[] = {MICRO "views.pt", MICRO "views_expected.safetensors", MICRO "diffusers", DFCL_CORPUS "/torch_pt/diffusers",
+                                        DFCL_CORPUS "/torch_pt/deflated", DFCL_CORPUS "/torch_pt/checkpoint"};
+    for (size_t i = 0; i < DFCL_COUNT(files); i++) {
+        dfcl_status s = DFCL_NOMEM;
+        for (long k = 0; s != DFCL_OK; k++) {
+            struct failing fail = {1000, 0};
+            struct dfcl_context_params p = {.alloc = fail_alloc, .free = fail_free, .alloc_user = &fail};
+            dfcl_context *c;
+            OK(dfcl_context_create(&c, &p, err));
+            fail.left = k;
+            struct dfcl_tensor_file *f;
+            dfcl_error e = {0};
+            s = dfcl_tensor_file_open(&f, c, files[i], NULL, &e);
+            assert_true(s == DFCL_OK || s == DFCL_NOMEM);
+            assert_int_equal(e.status, s);
+            assert_true((f != NULL) == (s == DFCL_OK));
+            if (!s) {
+                assert_true(k > 5);
+                float x[1];
+                const struct dfcl_tensor_view *v = dfcl_tensor_file_at(f, 0);
+                s = dfcl_tensor_file_read_f32(f, v, 0, 1, x, &e); /* may inflate */
+                assert_true(s == DFCL_OK || s == DFCL_NOMEM);
+            }
+            dfcl_tensor_file_close(&f);
+            assert_int_equal(fail.live, 1); /* the context itself */
+            dfcl_context_destroy(&c);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_bits), cmocka_unit_test(views),           cmocka_unit_test(checkpoint),       cmocka_unit_test(kinds),
-        cmocka_unit_test(hostile),   cmocka_unit_test(damaged_storage), cmocka_unit_test(every_truncation),
+        cmocka_unit_test(folders), cmocka_unit_test(hostile),   cmocka_unit_test(damaged_storage), cmocka_unit_test(every_truncation), cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
