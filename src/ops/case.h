@@ -24,7 +24,8 @@ struct dfcl_case_tensor {
     enum dfcl_case_fill fill;
     double a, b;
     const void *data;   /* DFCL_FILL_DATA: owned by the case (dfcl_case_data) */
-    double tol;         /* outputs: largest |got - want| <= tol * (|want| + max|want| of the tensor) ; 0: bit-exact */
+    double tol;         /* outputs: |got - want| <= tol * (|want| + max|want| of the tensor, for DFCL_INOUT also of what was there before);
+                           0: bit-exact */
     const char *name;
 };
 
