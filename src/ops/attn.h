@@ -29,6 +29,15 @@ struct dfcl_attn_plan {
 /* Fills vector, parts, size, units, items, options for heads of `pieces` pieces that are not worth cutting further. */
 void dfcl_attn_plan_init(struct dfcl_attn_plan *p, const struct dfcl_device *dev, int heads, int pieces, int D);
 
+/* The portable variant, cl/attn.cl: queries of a forward tile, rows of a backward tile and local memory in bytes for a head size. */
+struct dfcl_attn_tiles {
+    int fwd, bwd;
+    uint32_t fwd_local, bwd_local;
+};
+void dfcl_attn_tiles_get(int D, struct dfcl_attn_tiles *t);
+/* Build options; `refs` (count of them, absent ones ignored) decide about ALIGNED. */
+void dfcl_attn_options(char options[32], int D, const struct dfcl_ref *refs, int count);
+
 /* Shapes of check and benchmark cases, the same for both directions. `mean` is added to q and k: scores of about mean^2 sqrt(D), beyond
  * what exp can take without the running maximum. `tol_factor`: a score s in f32 is off by a few |s| 2^-24, which is the
  * relative error of P; tolerances grow with the scores by this factor. */

@@ -86,8 +86,62 @@ static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_
     return dfcl_device_launch(dev, sum, groups, &a, err);
 }
 
+/* ---- portable: cl/attn.cl; scratch holds delta [B,H,T] ---- */
+
+static bool portable_supports(const struct dfcl_device *dev, const void *params) {
+    struct dfcl_attn_tiles t;
+    dfcl_attn_tiles_get(((const struct dfcl_attn_bwd *)params)->D, &t);
+    return dfcl_supports_kernels(dev, params) && dev->info.local_memory >= t.bwd_local && dev->info.max_work_group >= 64;
+}
+
+static uint64_t portable_scratch(const struct dfcl_device *dev, const void *params) {
+    (void)dev;
+    const struct dfcl_attn_bwd *p = params;
+    return (uint64_t)p->B * (uint64_t)p->H * (uint64_t)p->T * sizeof(float);
+}
+
+static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_attn_bwd *p = params;
+    dfcl_status s = dfcl_attn_shape(p->B, p->T, p->H, p->D, err);
+    if (s)
+        return s;
+    struct dfcl_attn_tiles t;
+    dfcl_attn_tiles_get(p->D, &t);
+    char options[32];
+    dfcl_attn_options(options, p->D, (const struct dfcl_ref[]){p->qkv, p->out, p->dout, p->dqkv}, 4);
+    const int blocks = (int)dfcl_ceil_div(p->T, t.bwd);
+    const int64_t n = (int64_t)p->B * p->H * p->T, groups = (int64_t)blocks * p->B * p->H;
+    const float cs = (float)(p->scale * 1.4426950408889634);
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->out, sizeof(float));
+    dfcl_args_ref(&a, p->dout, sizeof(float));
+    dfcl_args_ref(&a, p->head.scratch, sizeof(float));
+    dfcl_args_i32(&a, (int32_t)n);
+    dfcl_args_i32(&a, p->T);
+    dfcl_args_i32(&a, p->H);
+    s = dfcl_launch_kernel(dev, "attn", "attn_bwd_delta", options, dfcl_ceil_div(n, 64), 1, 1, &a, err);
+    if (s)
+        return s;
+    a.n = 0;
+    dfcl_args_ref(&a, p->qkv, sizeof(float));
+    dfcl_args_ref(&a, p->lse, sizeof(float));
+    dfcl_args_ref(&a, p->head.scratch, sizeof(float));
+    dfcl_args_ref(&a, p->dout, sizeof(float));
+    dfcl_args_ref(&a, p->dqkv, sizeof(float));
+    dfcl_args_i32(&a, p->T);
+    dfcl_args_i32(&a, p->H);
+    dfcl_args_i32(&a, blocks);
+    dfcl_args_f32(&a, cs);
+    s = dfcl_launch_kernel(dev, "attn", "attn_bwd_dkv", options, groups, 1, 1, &a, err);
+    if (s)
+        return s;
+    dfcl_args_f32(&a, p->scale); /* the rest is the same */
+    return dfcl_launch_kernel(dev, "attn", "attn_bwd_dq", options, groups, 1, 1, &a, err);
+}
+
 static const struct dfcl_variant variants[] = {
     {.name = "cpu", .supports = dfcl_supports_cpu, .scratch = cpu_scratch, .launch = cpu_launch},
+    {.name = "portable", .supports = portable_supports, .scratch = portable_scratch, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "ops/rows.h"
+
 static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     const struct dfcl_attn_fwd *p = params;
     dfcl_status s = dfcl_attn_shape(p->B, p->T, p->H, p->D, err);
@@ -47,10 +49,6 @@ static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_
         return s;
     struct dfcl_attn_plan plan;
     cpu_plan(dev, p, &plan);
-    struct dfcl_kernel *k;
-    s = dfcl_device_kernel(dev, "attn_cpu", "attn_fwd_cpu", plan.options, &k, err);
-    if (s)
-        return s;
     struct dfcl_args a = {0};
     dfcl_args_ref(&a, p->qkv, sizeof(float));
     dfcl_args_ref(&a, p->out, sizeof(float));
@@ -65,11 +63,42 @@ static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_
     dfcl_args_i32(&a, plan.units);
     dfcl_args_i32(&a, plan.items);
     dfcl_args_f32(&a, (float)(p->scale * 1.4426950408889634));
-    return dfcl_device_launch(dev, k, (const size_t[3]){(size_t)plan.items, 1, 1}, &a, err);
+    return dfcl_launch_kernel(dev, "attn_cpu", "attn_fwd_cpu", plan.options, plan.items, 1, 1, &a, err);
+}
+
+/* ---- portable: cl/attn.cl ---- */
+
+static bool portable_supports(const struct dfcl_device *dev, const void *params) {
+    struct dfcl_attn_tiles t;
+    dfcl_attn_tiles_get(((const struct dfcl_attn_fwd *)params)->D, &t);
+    return dfcl_supports_kernels(dev, params) && dev->info.local_memory >= t.fwd_local && dev->info.max_work_group >= 64;
+}
+
+static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_attn_fwd *p = params;
+    dfcl_status s = dfcl_attn_shape(p->B, p->T, p->H, p->D, err);
+    if (s)
+        return s;
+    struct dfcl_attn_tiles t;
+    dfcl_attn_tiles_get(p->D, &t);
+    char options[32];
+    dfcl_attn_options(options, p->D, (const struct dfcl_ref[]){p->qkv, p->out}, 2);
+    const int blocks = (int)dfcl_ceil_div(p->T, t.fwd);
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->qkv, sizeof(float));
+    dfcl_args_ref(&a, p->out, sizeof(float));
+    dfcl_args_ref(&a, p->lse, sizeof(float));
+    dfcl_args_i32(&a, p->lse.mem != NULL);
+    dfcl_args_i32(&a, p->T);
+    dfcl_args_i32(&a, p->H);
+    dfcl_args_i32(&a, blocks);
+    dfcl_args_f32(&a, (float)(p->scale * 1.4426950408889634));
+    return dfcl_launch_kernel(dev, "attn", "attn_fwd", options, (int64_t)blocks * p->B * p->H, 1, 1, &a, err);
 }
 
 static const struct dfcl_variant variants[] = {
     {.name = "cpu", .supports = dfcl_supports_cpu, .scratch = cpu_scratch, .launch = cpu_launch},
+    {.name = "portable", .supports = portable_supports, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };
 

@@ -119,6 +119,24 @@ void dfcl_attn_plan_init(struct dfcl_attn_plan *p, const struct dfcl_device *dev
     snprintf(p->options, sizeof p->options, "-DDD=%d -DDFCL_VW=%d", D, p->vector);
 }
 
+void dfcl_attn_tiles_get(int D, struct dfcl_attn_tiles *t) {
+    const uint32_t d4 = DFCL_MAX(((uint32_t)D + 3) / 4, 2u), row = 4 * (d4 % 2 ? d4 : d4 + 1);
+    const uint32_t rf = D <= 128 ? 32 : 16, sf = D <= 80 ? 32 : D <= 128 ? 16 : 8;
+    const uint32_t rb = D <= 88 ? 32 : D <= 128 ? 16 : 8;
+    const uint32_t sb = D <= 72 || (D > 88 && D <= 96) ? 16 : 8;
+    t->fwd = (int)rf;
+    t->bwd = (int)rb;
+    t->fwd_local = 4 * ((rf + sf) * row + rf * (sf + 4) + rf * 8);
+    t->bwd_local = 4 * (2 * (rb + sb) * row + rb * (sb + 4));
+}
+
+void dfcl_attn_options(char options[32], int D, const struct dfcl_ref *refs, int count) {
+    int aligned = D % 4 == 0;
+    for (int i = 0; i < count; i++)
+        aligned &= refs[i].off % 16 == 0;
+    snprintf(options, 32, "-DDD=%d -DALIGNED=%d", D, aligned);
+}
+
 /* ---- cases ---- */
 
 /* Every head size with every token count, B and H varied along the way; then large scores; then what models run. */
