@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "base/file.h"
+#include "base/half.h"
 #include "formats/safetensors.h"
 #include "formats/tensor_file.h"
 
@@ -342,6 +343,26 @@ static void every_truncation(void **state) {
     dfcl_free(ctx, data);
 }
 
+static void conversions(void **state) {
+    (void)state;
+    /* every 16-bit value, at an odd address, bit for bit as base/half.h has it */
+    unsigned char *raw = malloc(2 * 65536 + 1);
+    float *x = malloc(65536 * sizeof *x);
+    for (int type = 0; type < 2; type++) {
+        for (unsigned h = 0; h < 65536; h++) {
+            raw[1 + 2 * h] = (unsigned char)h;
+            raw[2 + 2 * h] = (unsigned char)(h >> 8);
+        }
+        dfcl_to_f32(type ? DFCL_BF16 : DFCL_F16, raw + 1, x, 65536);
+        for (unsigned h = 0; h < 65536; h++) {
+            float want = type ? dfcl_bf16_to_f32((uint16_t)h) : dfcl_f16_to_f32((uint16_t)h);
+            assert_memory_equal(&x[h], &want, 4);
+        }
+    }
+    free(raw);
+    free(x);
+}
+
 static void missing_and_odd_paths(void **state) {
     (void)state;
     struct dfcl_tensor_file *f;
@@ -362,7 +383,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(golden_names),      cmocka_unit_test(diffusers_equals_original), cmocka_unit_test(differing_copies),
         cmocka_unit_test(writer_round_trip), cmocka_unit_test(hostile),                   cmocka_unit_test(json_bomb),
-        cmocka_unit_test(every_truncation),  cmocka_unit_test(missing_and_odd_paths),
+        cmocka_unit_test(every_truncation),  cmocka_unit_test(conversions), cmocka_unit_test(missing_and_odd_paths),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
