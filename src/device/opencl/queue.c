@@ -4,6 +4,7 @@
  * a marker goes into the queue: the watchdog counts finished markers as progress, so that only a queue that does nothing for the whole
  * limit is called hung; and at most 64 markers are in flight, which bounds what the driver has to hold. */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <time.h>
@@ -121,6 +122,13 @@ dfcl_status ocl_check_lost(const struct ocl_device *d, dfcl_error *err) {
 dfcl_status ocl_wait(struct ocl_device *d, cl_event event, const char *what, dfcl_error *err) {
     struct ocl_waiter *w = d->waiter;
     cl_int result;
+    if (event) {
+        /* Small transfers are over sooner than two threads can take turns. */
+        double until = now() + 50e-6;
+        clFlush(d->queue);
+        while (event_state(event) > CL_COMPLETE && now() < until)
+            sched_yield();
+    }
     if (event && event_state(event) <= CL_COMPLETE) {
         result = clWaitForEvents(1, &event); /* returns at once; makes the results visible */
     } else {
