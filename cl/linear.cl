@@ -49,7 +49,9 @@ DFCL_FN void multiply(const LOCAL_PTR float *a, const LOCAL_PTR float *b, int ty
         br[1] = bv.y;
         br[2] = bv.z;
         br[3] = bv.w;
+        DFCL_UNROLL
         for (int i = 0; i < 4; ++i)
+            DFCL_UNROLL
             for (int j = 0; j < 4; ++j)
                 c[i][j] = fma(ar[i], br[j], c[i][j]);
     }
@@ -70,7 +72,9 @@ linear_fwd(const GLOBAL float *x, dfcl_i64 x_off, const GLOBAL WT *w, dfcl_i64 w
     x += x_off;
     w += w_off;
     float c[4][4];
+    DFCL_UNROLL
     for (int i = 0; i < 4; ++i)
+        DFCL_UNROLL
         for (int j = 0; j < 4; ++j)
             c[i][j] = 0.0f;
     for (int k0 = 0; k0 < K; k0 += STEP) {
@@ -83,12 +87,14 @@ linear_fwd(const GLOBAL float *x, dfcl_i64 x_off, const GLOBAL WT *w, dfcl_i64 w
         multiply(la, lb, ty, tx, c);
         BARRIER();
     }
+    DFCL_UNROLL
     for (int i = 0; i < 4; ++i) {
         int m = m0 + 4 * ty + i;
         if (m >= M)
             break;
         int sample = m / T;
         dfcl_i64 d = has & 8 ? dom[dom_off + sample] : 0;
+        DFCL_UNROLL
         for (int j = 0; j < 4; ++j) {
             int n = n0 + 4 * tx + j;
             if (n >= N)
@@ -130,7 +136,9 @@ linear_dx(const GLOBAL float *dy, dfcl_i64 dy_off, const GLOBAL WT *w, dfcl_i64 
     dy += dy_off;
     w += w_off;
     float c[4][4];
+    DFCL_UNROLL
     for (int i = 0; i < 4; ++i)
+        DFCL_UNROLL
         for (int j = 0; j < 4; ++j)
             c[i][j] = 0.0f;
     for (int n0 = 0; n0 < N; n0 += STEP) {
@@ -144,7 +152,9 @@ linear_dx(const GLOBAL float *dy, dfcl_i64 dy_off, const GLOBAL WT *w, dfcl_i64 
         multiply(la, lb, ty, tx, c);
         BARRIER();
     }
+    DFCL_UNROLL
     for (int i = 0; i < 4; ++i)
+        DFCL_UNROLL
         for (int j = 0; j < 4; ++j) {
             int m = m0 + 4 * ty + i, k = k0 + 4 * tx + j;
             if (m < M && k < K) {
@@ -172,7 +182,9 @@ linear_dw(const GLOBAL float *dy, dfcl_i64 dy_off, const GLOBAL float *x, dfcl_i
     dy += dy_off;
     x += x_off;
     float c[4][4];
+    DFCL_UNROLL
     for (int i = 0; i < 4; ++i)
+        DFCL_UNROLL
         for (int j = 0; j < 4; ++j)
             c[i][j] = 0.0f;
     for (int m0 = slice * span; m0 < end; m0 += STEP) {
@@ -185,7 +197,9 @@ linear_dw(const GLOBAL float *dy, dfcl_i64 dy_off, const GLOBAL float *x, dfcl_i
         multiply(la, lb, ty, tx, c);
         BARRIER();
     }
+    DFCL_UNROLL
     for (int i = 0; i < 4; ++i)
+        DFCL_UNROLL
         for (int j = 0; j < 4; ++j) {
             int n = n0 + 4 * ty + i, k = k0 + 4 * tx + j;
             if (n < N && k < K) {

@@ -28,6 +28,7 @@
 #define CONST_TABLE __constant       /* file-scope table: CONST_TABLE float t[4] = {...}; */
 #define CONST_ARG __constant
 #define DFCL_FN static inline
+#define DFCL_UNROLL _Pragma("unroll") /* before a loop of constant length over a private array, which then stays in registers */
 
 typedef long dfcl_i64;
 typedef ulong dfcl_u64;

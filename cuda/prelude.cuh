@@ -17,6 +17,7 @@ typedef unsigned long long dfcl_u64;
 #define CONST_TABLE static __constant__ const
 #define CONST_ARG const
 #define DFCL_FN __device__ __forceinline__ /* not static: an unused one is no warning */
+#define DFCL_UNROLL _Pragma("unroll")
 #define restrict __restrict__
 
 /* ---- identifiers ---- */
