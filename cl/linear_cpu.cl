@@ -123,6 +123,22 @@ MICRO(micro_v2, TM, 2)
 MICRO(micro_v1, TM, 1)
 #endif
 
+/* Asks for the lines of a tile that will be written, so that they arrive while its sums are made. */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_prefetch)
+#define WANT(p) __builtin_prefetch((const void *)(uintptr_t)(p), 1, 3)
+#endif
+#endif
+#ifndef WANT
+#define WANT(p) ((void)(p))
+#endif
+DFCL_FN void want_tile(GLOBAL const float *p, int pitch, int rows) {
+    if (p)
+        for (int i = 0; i < rows; ++i, p += pitch)
+            for (int j = 0; j < PANEL; j += 16)
+                WANT(p + j);
+}
+
 /* All chunks of `cols` columns for up to TM rows. Few rows get a tile of their own: a vector times a matrix is bound by memory. */
 DFCL_FN void tile(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const float *b, int n, float *c, int cols, int resume) {
 #if NV == 3
@@ -239,6 +255,64 @@ DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0,
 #if KIND == 0
 #define WT float
 #endif
+/* What belongs to a row's sample; absent ones are 0. */
+struct vectors {
+    GLOBAL const float *bias, *gamma, *gamma_res, *gate;
+};
+
+/* The epilogue of one row of 48 columns: each term is asked for once a row. */
+#define EACH __attribute__((opencl_unroll_hint)) for (int j = 0; j < PANEL / VW; ++j)
+DFCL_FN void finish_row(const float *c, const struct vectors *v, int act, GLOBAL float *pre, GLOBAL float *y, GLOBAL const float *res,
+                        GLOBAL float *out) {
+    vf u[PANEL / VW];
+    EACH u[j] = VLD(c + j * VW);
+    if (v->bias)
+        EACH u[j] += VLD(v->bias + j * VW);
+    if (pre)
+        EACH VST(pre + j * VW, u[j]);
+    if (act)
+        EACH u[j] = act_of(act, u[j]);
+    if (v->gamma)
+        EACH u[j] *= VLD(v->gamma + j * VW);
+    if (y)
+        EACH VST(y + j * VW, u[j]);
+    if (out) {
+        if (v->gamma_res)
+            EACH u[j] *= VLD(v->gamma_res + j * VW);
+        if (v->gate)
+            EACH u[j] *= VLD(v->gate + j * VW);
+        if (res)
+            EACH u[j] += VLD(res + j * VW);
+        EACH VST(out + j * VW, u[j]);
+    }
+}
+/* The same for the last strip's n < 48 columns. */
+DFCL_FN void finish_part(const float *c, const struct vectors *v, int act, GLOBAL float *pre, GLOBAL float *y, GLOBAL const float *res,
+                         GLOBAL float *out, int n) {
+    for (int j = 0; j < n; j += VW) {
+        vf u = VLD(c + j);
+        if (v->bias)
+            u += ld_part(v->bias + j, n - j);
+        if (pre)
+            st_part(u, pre + j, n - j);
+        if (act)
+            u = act_of(act, u);
+        if (v->gamma)
+            u *= ld_part(v->gamma + j, n - j);
+        if (y)
+            st_part(u, y + j, n - j);
+        if (out) {
+            if (v->gamma_res)
+                u *= ld_part(v->gamma_res + j, n - j);
+            if (v->gate)
+                u *= ld_part(v->gate + j, n - j);
+            if (res)
+                u += ld_part(res + j, n - j);
+            st_part(u, out + j, n - j);
+        }
+    }
+}
+
 DFCL_KERNEL(1, 1, 1)
 linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *bias, dfcl_i64 bias_off,
                dfcl_i64 bias_stride, GLOBAL const float *gamma, dfcl_i64 gamma_off, dfcl_i64 gamma_stride, GLOBAL const float *gamma_res,
@@ -262,47 +336,38 @@ linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i
             tile(x + (dfcl_i64)m * K + t0, K, min(TM, m1 - m), s, n, c + (m - m0) * PANEL, cols, t0 > 0);
     }
 #endif
-    int sample = m0 / T, row = m0 % T; /* walked along with m */
-    int wrap = res_rows ? m0 % res_rows : 0;
+    /* Vectors of the sample at hand, at this strip's columns. */
+    int sample = m0 / T, row = m0 % T, wrap = res_rows ? m0 % res_rows : 0; /* walked along with m */
+    bool fresh = true;
+    struct vectors v = {0, 0, 0, 0};
     for (int m = m0; m < m1; m += TM) {
         int rows = min(TM, m1 - m);
 #if KIND == 0
+        want_tile(pre ? pre + pre_off + (dfcl_i64)m * N + c0 : 0, N, rows);
+        want_tile(y ? y + y_off + (dfcl_i64)m * N + c0 : 0, N, rows);
+        want_tile(out ? out + out_off + (dfcl_i64)m * N + c0 : 0, N, rows);
         tile(x + (dfcl_i64)m * K, K, rows, panel, K, c, cols, 0);
         float *cr = c;
 #else
         float *cr = c + (m - m0) * PANEL;
 #endif
-        for (int i = 0; i < rows; ++i) {
-            dfcl_i64 d = dom ? dom[dom_off + sample] : 0, at = (dfcl_i64)(m + i) * N + c0;
-            GLOBAL const float *br = bias ? bias + bias_off + d * bias_stride + c0 : 0;
-            GLOBAL const float *gr = gamma ? gamma + gamma_off + d * gamma_stride + c0 : 0;
-            GLOBAL const float *hr = gamma_res ? gamma_res + gamma_res_off + d * gamma_res_stride + c0 : 0;
-            GLOBAL const float *tr = gate ? gate + gate_off + sample * gate_stride + c0 : 0;
-            GLOBAL const float *rr = res ? res + res_off + (dfcl_i64)(res_rows ? wrap : m + i) * N + c0 : 0;
-            for (int j = 0; j < cols; j += VW) {
-                int left = cols - j;
-                vf v = VLD(cr + i * PANEL + j);
-                if (br)
-                    v += ld_part(br + j, left);
-                if (pre)
-                    st_part(v, pre + pre_off + at + j, left);
-                if (act)
-                    v = act_of(act, v);
-                if (gr)
-                    v *= ld_part(gr + j, left);
-                if (y)
-                    st_part(v, y + y_off + at + j, left);
-                if (out) {
-                    if (hr)
-                        v *= ld_part(hr + j, left);
-                    if (tr)
-                        v *= ld_part(tr + j, left);
-                    if (rr)
-                        v += ld_part(rr + j, left);
-                    st_part(v, out + out_off + at + j, left);
-                }
+        for (int i = 0; i < rows; ++i, cr += PANEL) {
+            if (fresh) {
+                dfcl_i64 d = dom ? dom[dom_off + sample] : 0;
+                v.bias = bias ? bias + bias_off + d * bias_stride + c0 : 0;
+                v.gamma = gamma ? gamma + gamma_off + d * gamma_stride + c0 : 0;
+                v.gamma_res = gamma_res ? gamma_res + gamma_res_off + d * gamma_res_stride + c0 : 0;
+                v.gate = gate ? gate + gate_off + sample * gate_stride + c0 : 0;
             }
-            if (++row == T) {
+            dfcl_i64 at = (dfcl_i64)(m + i) * N + c0;
+            GLOBAL const float *rr = res ? res + res_off + (dfcl_i64)(res_rows ? wrap : m + i) * N + c0 : 0;
+            GLOBAL float *pr = pre ? pre + pre_off + at : 0, *yr = y ? y + y_off + at : 0, *outr = out ? out + out_off + at : 0;
+            if (cols == PANEL)
+                finish_row(cr, &v, act, pr, yr, rr, outr);
+            else
+                finish_part(cr, &v, act, pr, yr, rr, outr, cols);
+            fresh = ++row == T;
+            if (fresh) {
                 row = 0;
                 ++sample;
             }
