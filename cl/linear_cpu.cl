@@ -13,6 +13,7 @@
  *   KIND 1  forward from row-major W: blocks transposed in registers      KIND 2  dx from panels: transposed likewise
  *   KIND 3  dx from row-major W: copied                                   KIND 4  dw: x copied, dy read down its columns
  *   KIND 5  no product: row-major W to panels
+ *   KIND 6  dx from panels as they lie, for few rows or long sums: vectors along n, a horizontal sum at the end
  * So one packed copy serves forward and dx, and a matrix that is being trained needs none.
  *
  * Options: -DKIND, -DDFCL_VW (floats in a vector: 16, 8, 4), -DWTYPE (row-major weight: 0 f32, 1 bf16, 2 f16). */
@@ -72,20 +73,32 @@ DFCL_FN vf act_grad(int act, vf x) {
     return act == 1 ? dfcl_vgelu_grad(x) : dfcl_vsilu_grad(x);
 }
 
+/* Brings a line of cache near, to be read (0) or written (1); only a hint, any address will do. */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_prefetch)
+#define FETCH(p, write) __builtin_prefetch((const void *)(uintptr_t)(p), write, 3)
+#endif
+#endif
+#ifndef FETCH
+#define FETCH(p, write) ((void)(p))
+#endif
+
 /* ---- the register tile ---- */
 
-#if KIND != 5
+#if KIND < 5
 #if KIND == 0
 #define B_SPACE GLOBAL
 #else
 #define B_SPACE __private
 #endif
-#if KIND == 4 /* A down its columns */
+#if KIND == 4 /* A down its columns: every step is another line, further apart than the processor looks ahead by itself */
 #define A_ROW(a, i, lda) ((a) + (i))
 #define A_STEP(lda) (lda)
+#define A_AHEAD(a, at, lda) FETCH((a) + (at) + 24 * (lda), 0)
 #else
 #define A_ROW(a, i, lda) ((a) + (dfcl_i64)(i) * (lda))
 #define A_STEP(lda) 1
+#define A_AHEAD(a, at, lda) ((void)0)
 #endif
 
 /* c[MM][V * VW] (rows 48 apart) = (resume ? c : 0) + A B over n steps; rows past `rows` repeat the last one. */
@@ -109,6 +122,7 @@ DFCL_FN vf act_grad(int act, vf x) {
                 __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = dfcl_vfma(av, bv[j], s[i][j]);                  \
             }                                                                                                                          \
             b += PANEL;                                                                                                                \
+            A_AHEAD(a, at, lda);                                                                                                       \
             at += A_STEP(lda);                                                                                                         \
         }                                                                                                                              \
         __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i)                                                               \
@@ -124,19 +138,11 @@ MICRO(micro_v1, TM, 1)
 #endif
 
 /* Asks for the lines of a tile that will be written, so that they arrive while its sums are made. */
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_prefetch)
-#define WANT(p) __builtin_prefetch((const void *)(uintptr_t)(p), 1, 3)
-#endif
-#endif
-#ifndef WANT
-#define WANT(p) ((void)(p))
-#endif
 DFCL_FN void want_tile(GLOBAL const float *p, int pitch, int rows) {
     if (p)
         for (int i = 0; i < rows; ++i, p += pitch)
             for (int j = 0; j < PANEL; j += 16)
-                WANT(p + j);
+                FETCH(p + j, 1);
 }
 
 /* All chunks of `cols` columns for up to TM rows. Few rows get a tile of their own: a vector times a matrix is bound by memory. */
@@ -166,7 +172,7 @@ DFCL_FN void tile(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const f
 
 /* ---- blocks of B: s[TB][48] from the form at hand ---- */
 
-#if KIND == 1 || KIND >= 3
+#if KIND == 1 || (KIND >= 3 && KIND <= 5)
 #if WTYPE == 1
 #define WT ushort
 #define LD_W(p) LD_BF(p)
@@ -406,6 +412,62 @@ linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_
             if (accumulate)
                 v += ld_part(dx + dx_off + at, cols - j);
             st_part(v, dx + dx_off + at, cols - j);
+        }
+}
+#endif
+
+/* A tile of DM rows x DK columns keeps a vector of sums along n for each of its elements: no panel is transposed, and a weight that is read
+ * once comes straight from memory. Items take `kb` columns x `rb` rows; columns outside, so that a tile's part of W stays near. */
+#if KIND == 6
+#define DM 4
+#define DK (VW == 16 ? 6 : 3)
+DFCL_KERNEL(1, 1, 1)
+linear_dx_dot_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const float *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
+                  GLOBAL float *dx, dfcl_i64 dx_off, int M, int N, int K, int act, int accumulate, int rb, int kb) {
+    int k1 = min(K, (GRP(0) + 1) * kb), m0 = GRP(1) * rb, m1 = min(M, m0 + rb), whole = N / PANEL;
+    dy += dy_off;
+    w += w_off;
+    for (int k = GRP(0) * kb; k < k1; k += DK)
+        for (int m = m0; m < m1; m += DM) {
+            vf s[DM][DK];
+            GLOBAL const float *a[DM], *b[DK];
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i) {
+                a[i] = dy + (dfcl_i64)min(m + i, m1 - 1) * N;
+                __attribute__((opencl_unroll_hint)) for (int j = 0; j < DK; ++j) s[i][j] = VS(0.0f);
+            }
+            __attribute__((opencl_unroll_hint)) for (int j = 0; j < DK; ++j) b[j] = w + (dfcl_i64)min(k + j, K - 1) * PANEL;
+            dfcl_i64 at = 0;
+            for (int p = 0; p < whole; ++p) {
+                if (m == m0) /* the next columns of this panel */
+                    for (int j = 0; j < DK * PANEL; j += 16)
+                        FETCH(b[0] + at + DK * PANEL + j, 0);
+                __attribute__((opencl_unroll_hint)) for (int q = 0; q < PANEL; q += VW) {
+                    vf av[DM];
+                    __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i) av[i] = VLD(a[i] + p * PANEL + q);
+                    __attribute__((opencl_unroll_hint)) for (int j = 0; j < DK; ++j) {
+                        vf bv = VLD(b[j] + at + q);
+                        __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i) s[i][j] = dfcl_vfma(av[i], bv, s[i][j]);
+                    }
+                }
+                at += (dfcl_i64)K * PANEL;
+            }
+            for (int n = whole * PANEL; n < N; n += VW) /* the last panel's columns up to N */
+                __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i) {
+                    vf av = ld_part(a[i] + n, N - n);
+                    __attribute__((opencl_unroll_hint)) for (int j = 0; j < DK; ++j)
+                        s[i][j] = dfcl_vfma(av, VLD(b[j] + at + (n - whole * PANEL)), s[i][j]);
+                }
+            float c[DM * DK];
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i)
+                __attribute__((opencl_unroll_hint)) for (int j = 0; j < DK; ++j) c[i * DK + j] = dfcl_vsum(s[i][j]);
+            for (int i = 0; i < min(DM, m1 - m); ++i)
+                for (int j = 0; j < min(DK, k1 - k); ++j) {
+                    dfcl_i64 to = (dfcl_i64)(m + i) * K + k + j;
+                    float v = c[i * DK + j];
+                    if (act)
+                        v *= act == 1 ? dfcl_gelu_grad(pre[pre_off + to]) : dfcl_silu_grad(pre[pre_off + to]);
+                    dx[dx_off + to] = accumulate ? dx[dx_off + to] + v : v;
+                }
         }
 }
 #endif

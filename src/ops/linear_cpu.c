@@ -5,8 +5,9 @@
 #include "ops/linear_common.h"
 #include "ops/rows.h"
 
-enum kind { FWD_PANELS, FWD_ROWS, DX_PANELS, DX_ROWS, DW, PACK }; /* KIND of cl/linear_cpu.cl */
-enum { RB_MAX = 256 };                                             /* its rows of an item, at most */
+enum kind { FWD_PANELS, FWD_ROWS, DX_PANELS, DX_ROWS, DW, PACK, DX_DOT }; /* KIND of cl/linear_cpu.cl */
+enum { RB_MAX = 256 };  /* its rows of an item, at most */
+enum { DOT_ROWS = 24 }; /* dx of up to so many rows goes by dot products */
 
 /* Rows of the register tile for vectors of vw floats. */
 static int tile_rows(int vw) {
@@ -39,10 +40,11 @@ dfcl_status dfcl_linear_fwd_cpu(struct dfcl_device *dev, const struct dfcl_linea
 }
 
 dfcl_status dfcl_linear_dx_cpu(struct dfcl_device *dev, const struct dfcl_linear_dx *p, dfcl_error *err) {
-    /* Copying f32 rows is cheaper than transposing panels, where both are there. */
-    bool panels = p->w.packed.mem && !(p->w.data.mem && p->w.dtype == DFCL_F32);
+    /* Few rows do not pay for bringing blocks into another form. Copying f32 rows is cheaper than transposing panels, where both are there. */
+    bool dot = p->w.packed.mem && p->M <= DOT_ROWS;
+    bool panels = dot || (p->w.packed.mem && !(p->w.data.mem && p->w.dtype == DFCL_F32));
     struct dfcl_weight_form w = panels ? dfcl_weight_panels(&p->w) : dfcl_weight_rows(&p->w);
-    int strips = (int)dfcl_ceil_div(p->w.K, DFCL_PANEL), rb = row_block(dev, p->M, strips, 64);
+    int strips = (int)dfcl_ceil_div(p->w.K, DFCL_PANEL), rb = dot ? DOT_ROWS : row_block(dev, p->M, strips, 64);
     struct dfcl_args a = {0};
     dfcl_args_ref(&a, p->dy, 4);
     dfcl_args_ref(&a, w.ref, w.size);
@@ -54,6 +56,11 @@ dfcl_status dfcl_linear_dx_cpu(struct dfcl_device *dev, const struct dfcl_linear
     dfcl_args_i32(&a, (int)p->act);
     dfcl_args_i32(&a, p->accumulate);
     dfcl_args_i32(&a, rb);
+    if (dot) {
+        enum { COLUMNS = 24 }; /* of an item: whole tiles for every vector width */
+        dfcl_args_i32(&a, COLUMNS);
+        return launch(dev, "linear_dx_dot_cpu", DX_DOT, w, dfcl_ceil_div(p->w.K, COLUMNS), 1, 1, &a, err);
+    }
     return launch(dev, "linear_dx_cpu", panels ? DX_PANELS : DX_ROWS, w, strips, dfcl_ceil_div(p->M, rb), 1, &a, err);
 }
 

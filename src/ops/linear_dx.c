@@ -70,6 +70,9 @@ static const struct {
     {70, 60, 96, ROWS, DFCL_ACT_NONE, DFCL_F32},
     {5, 300, 97, ROWS, DFCL_ACT_SILU, DFCL_F32},
     {33, 70, 37, PANELS, DFCL_ACT_NONE, DFCL_F32},
+    {70, 350, 97, ACC | PANELS, DFCL_ACT_GELU_TANH, DFCL_F32},
+    {13, 101, 83, PANELS, DFCL_ACT_SILU, DFCL_F32},
+    {24, 96, 24, ACC | PANELS, DFCL_ACT_NONE, DFCL_F32},
     {33, 70, 37, ACC | ROWS, DFCL_ACT_SILU, DFCL_BF16},
     {33, 70, 37, ACC | ROWS, DFCL_ACT_SILU, DFCL_F16},
     {70, 96, 110, BOTH, DFCL_ACT_NONE, DFCL_BF16},
@@ -86,6 +89,7 @@ static const struct {
     {"fc1", 1024, 4608, 1152, BOTH, DFCL_ACT_NONE},         {"fc2", 1024, 1152, 4608, BOTH, DFCL_ACT_GELU_TANH},
     {"adaLN", 8, 6912, 1152, BOTH, DFCL_ACT_NONE},          {"demo qkv", 8192, 384, 128, BOTH, DFCL_ACT_NONE},
     {"demo fc2", 8192, 128, 512, BOTH, DFCL_ACT_GELU_TANH}, {"rows qkv", 256, 3456, 1152, ROWS, DFCL_ACT_NONE},
+    {"panels qkv", 256, 3456, 1152, PANELS, DFCL_ACT_NONE},
 };
 
 static void make_case(struct dfcl_case *c, int index) {
