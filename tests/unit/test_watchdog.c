@@ -64,14 +64,21 @@ static void slow_is_not_hung(void **state) {
         if (t > 0.01)
             break;
     }
-    rounds = (int64_t)((double)rounds * 0.004 / t); /* 64 launches: a quarter of a second */
-    dfcl_opencl_set_watchdog(dev, 1.0);
-    t = now();
-    for (int i = 0; i < 512; i++)
-        spin(dev, mem, rounds);
-    if (dfcl_finish(dev, &e))
-        fail_msg("%s", e.msg);
-    assert_true(now() - t > 1.2); /* longer than the watchdog's limit, or the test shows nothing */
+    rounds = (int64_t)((double)rounds * 0.0006 / t); /* 64 launches, the watchdog's step: 40 ms */
+    const double limit = 1.5;
+    dfcl_opencl_set_watchdog(dev, limit);
+    /* One wait has to take longer than the limit, or the test shows nothing; a busy machine can spoil the estimate above either way. */
+    for (int tries = 0;; tries++, rounds *= 2) {
+        for (int i = 0; i < 4000; i++)
+            spin(dev, mem, rounds);
+        t = now();
+        if (dfcl_finish(dev, &e))
+            fail_msg("%s", e.msg);
+        t = now() - t;
+        if (t > 1.2 * limit)
+            break;
+        assert_true(tries < 8);
+    }
     dfcl_mem_destroy(dev, &mem);
     dfcl_device_close(&dev);
 }
@@ -94,7 +101,7 @@ static void hung(void **state) {
     double t = now();
     assert_int_equal(dfcl_finish(dev, &e), DFCL_DEVICE);
     t = now() - t;
-    assert_true(t >= 0.3 && t < 10.0);
+    assert_true(t >= 0.3 && t < 30.0);
     assert_non_null(strstr(e.msg, "no progress"));
     t = now();
     struct dfcl_mem *other;
@@ -105,7 +112,7 @@ static void hung(void **state) {
     assert_int_equal(dfcl_mem_create(dev, 4, "other", &other, &e), DFCL_DEVICE);
     dfcl_mem_destroy(dev, &mem);
     dfcl_device_close(&dev); /* returns although the queue never drains */
-    assert_true(now() - t < 5.0);
+    assert_true(now() - t < 30.0); /* a machine under load may take seconds; a wait for the queue would never end */
     clSetUserEventStatus(never, CL_COMPLETE); /* lets the driver's threads go before the process ends */
     clReleaseEvent(never);
 }
