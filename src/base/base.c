@@ -1,4 +1,5 @@
 #include "base/base.h"
+#include "base/json.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -6,11 +7,16 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Control characters and bytes that are no UTF-8 (file names are bytes) become '?'. */
 static void sanitize(char *s) {
-    for (; *s; s++) {
+    for (size_t n = strlen(s); n;) {
         unsigned char c = (unsigned char)*s;
-        if ((c < 0x20 && c != '\n' && c != '\t') || c == 0x7f)
+        int k = dfcl_utf8_len((const unsigned char *)s, n);
+        if (k == 0 || (c < 0x20 && c != '\n' && c != '\t') || c == 0x7f)
             *s = '?';
+        k = k ? k : 1;
+        s += k;
+        n -= (size_t)k;
     }
 }
 

@@ -25,7 +25,7 @@ struct dfcl_context {
 };
 
 /* Fills *err (if any) and returns `status`, so that `return dfcl_fail(...)` and `st = dfcl_fail(...); goto out` read well.
- * Non-printable bytes of the formatted text are replaced by '?': names in messages may come from hostile files. */
+ * Control characters and bytes that are no UTF-8 are replaced by '?': names in messages may come from hostile files. */
 dfcl_status dfcl_fail(dfcl_error *err, dfcl_status status, const char *fmt, ...) DFCL_PRINTF(3, 4);
 dfcl_status dfcl_fail_native(dfcl_error *err, dfcl_status status, int native, const char *fmt, ...) DFCL_PRINTF(4, 5);
 /* DFCL_IO from errno: "FILE: cannot open: No such file or directory". Missing files are DFCL_IO too. */

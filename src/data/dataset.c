@@ -360,14 +360,6 @@ int64_t dfcl_dataset_item(struct dfcl_dataset *ds, uint64_t g) {
     return item;
 }
 
-const char *dfcl_dataset_path(const struct dfcl_dataset *ds, int64_t item, int *label) {
-    if (item < 0 || (uint64_t)item >= ds->scan.count)
-        return NULL;
-    if (label)
-        *label = ds->scan.items[item].label;
-    return ds->scan.items[item].path;
-}
-
 dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, float *x, int32_t *label, dfcl_error *err) {
     dfcl_status s = DFCL_OK;
     pthread_mutex_lock(&ds->lock);

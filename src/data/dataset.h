@@ -48,8 +48,7 @@ const char *dfcl_dataset_fingerprint(const struct dfcl_dataset *ds);
  * allowed and exact. */
 dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, float *x, int32_t *label, dfcl_error *err);
 
-/* For tests and previews: which file (index in sorted order) is sample g, and a file's name and class. */
+/* For tests: which file (index in sorted order) is sample g. */
 int64_t dfcl_dataset_item(struct dfcl_dataset *ds, uint64_t g);
-const char *dfcl_dataset_path(const struct dfcl_dataset *ds, int64_t item, int *label);
 
 #endif

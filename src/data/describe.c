@@ -2,6 +2,7 @@
  * prints the same object. */
 #include "base/json.h"
 #include "data/scan.h"
+#include "formats/image.h"
 #include "formats/npy.h"
 #include "formats/png.h"
 #include "formats/tensor_file.h"
@@ -199,6 +200,19 @@ static dfcl_status describe_png(const dfcl_context *ctx, const struct dfcl_map *
     return DFCL_OK;
 }
 
+static dfcl_status describe_jpeg(const dfcl_context *ctx, const struct dfcl_map *m, const char *path, cJSON *o, dfcl_error *err) {
+    struct dfcl_image im;
+    dfcl_status s = dfcl_image_read_memory(ctx, m->data, (size_t)m->size, path, 3, &im, err);
+    if (s)
+        return s;
+    cJSON_AddStringToObject(o, "kind", "picture");
+    cJSON_AddNumberToObject(o, "width", im.width);
+    cJSON_AddNumberToObject(o, "height", im.height);
+    cJSON_AddNumberToObject(o, "bit_depth", 8);
+    dfcl_image_free(ctx, &im);
+    return DFCL_OK;
+}
+
 static dfcl_status describe_npy(const char *path, cJSON *o, dfcl_error *err) {
     struct dfcl_npy npy;
     dfcl_status s = dfcl_npy_open(&npy, path, err);
@@ -249,16 +263,19 @@ static dfcl_status describe_file(const dfcl_context *ctx, const char *path, cJSO
         return s;
     size_t len = strlen(path);
     bool png = m.size >= 8 && !memcmp(m.data, "\x89PNG\r\n\x1a\n", 8), npy = m.size >= 6 && !memcmp(m.data, "\x93NUMPY", 6);
+    bool jpeg = m.size >= 3 && !memcmp(m.data, "\xff\xd8\xff", 3);
     bool npz = len > 4 && !strcmp(path + len - 4, ".npz") && m.size >= 4 && !memcmp(m.data, "PK\3\4", 4);
     cJSON_AddNumberToObject(o, "bytes", (double)m.size);
     if (png)
         s = describe_png(ctx, &m, path, o, err);
+    else if (jpeg)
+        s = describe_jpeg(ctx, &m, path, o, err);
     else if (npy)
         s = describe_npy(path, o, err);
     else if (npz)
         s = describe_npz(&m, path, o, err);
     dfcl_map_close(&m);
-    return png || npy || npz ? s : describe_tensors(ctx, path, o, err);
+    return png || jpeg || npy || npz ? s : describe_tensors(ctx, path, o, err);
 }
 
 /* ---- folders ---- */
@@ -314,6 +331,25 @@ static dfcl_status describe_run(const dfcl_context *ctx, const char *path, cJSON
     return DFCL_OK;
 }
 
+/* A folder checkpoints/step-N of a run. */
+static dfcl_status describe_checkpoint(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+    static const char *const keys[] = {"step", "skipped"};
+    cJSON *state = NULL;
+    char *p = dfcl_sprintf(ctx, err, "%s/state.json", path);
+    dfcl_status s = p ? read_json(ctx, p, &state, err) : DFCL_NOMEM;
+    cJSON_AddStringToObject(o, "kind", "checkpoint");
+    for (size_t i = 0; i < DFCL_COUNT(keys) && !s; i++) {
+        int64_t v;
+        if (dfcl_json_int(dfcl_json_get(state, keys[i]), 0, (int64_t)1 << 50, &v))
+            cJSON_AddNumberToObject(o, keys[i], (double)v);
+        else
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: expected %s, a whole number", p, keys[i]);
+    }
+    cJSON_Delete(state);
+    dfcl_free(ctx, p);
+    return s;
+}
+
 static dfcl_status describe_data(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
     struct dfcl_scan scan = {0};
     dfcl_status s = dfcl_scan_folder(ctx, path, &scan, err);
@@ -367,6 +403,8 @@ static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, cJ
         s = DFCL_OK;
     } else if (cJSON_IsString(class) || has_entry(ctx, path, "model_index.json") || has_entry(ctx, path, "transformer")) {
         s = describe_base(ctx, path, o, err);
+    } else if (has_entry(ctx, path, "state.json") && has_entry(ctx, path, "tensors.safetensors")) {
+        s = describe_checkpoint(ctx, path, o, err);
     } else {
         s = describe_data(ctx, path, o, err);
     }
@@ -381,7 +419,8 @@ static void print_value(struct dfcl_text *t, const cJSON *v, int indent);
 static void print_object(struct dfcl_text *t, const cJSON *o, int indent) {
     const cJSON *v;
     cJSON_ArrayForEach(v, o) {
-        dfcl_text_addf(t, "%*s%-*s ", indent, "", 18 - indent, v->string);
+        bool nested = cJSON_IsObject(v) || (cJSON_IsArray(v) && cJSON_IsObject(v->child));
+        dfcl_text_addf(t, "%*s%-*s%s", indent, "", nested ? 0 : 18 - indent, v->string, nested ? "" : " ");
         print_value(t, v, indent);
     }
 }
@@ -396,10 +435,10 @@ static void print_value(struct dfcl_text *t, const cJSON *v, int indent) {
         cJSON_ArrayForEach(e, v) {
             if (cJSON_IsObject(e)) { /* one line each */
                 const cJSON *f;
-                dfcl_text_addf(t, "\n%*s", indent + 2, "");
+                dfcl_text_addf(t, "\n%*s", indent, "");
                 cJSON_ArrayForEach(f, e) {
                     char *s = cJSON_PrintUnformatted(f);
-                    dfcl_text_addf(t, "%s  ", cJSON_IsString(f) ? f->valuestring : s ? s : "");
+                    dfcl_text_addf(t, "  %s", cJSON_IsString(f) ? f->valuestring : s ? s : "");
                     cJSON_free(s);
                 }
             } else if (cJSON_IsString(e)) {
@@ -428,7 +467,10 @@ dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int json, c
     dfcl_status s;
     if (!o)
         return dfcl_fail(err, DFCL_NOMEM, "%s: out of memory", path);
-    cJSON_AddStringToObject(o, "path", path);
+    char shown[4096];
+    snprintf(shown, sizeof shown, "%s", path);
+    make_printable(shown);
+    cJSON_AddStringToObject(o, "path", shown);
     if (kind == DFCL_PATH_NONE)
         s = dfcl_fail(err, DFCL_IO, "%s: no such file or folder", path);
     else if (kind == DFCL_PATH_DIR)

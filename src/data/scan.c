@@ -6,6 +6,8 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/json.h"
+
 #define MAX_DEPTH 16 /* of folders below a class; also ends loops of links */
 #define MAX_CLASSES 100000
 
@@ -73,6 +75,15 @@ static char *folder_name(const dfcl_context *ctx, const char *path, dfcl_error *
     return name;
 }
 
+/* Class names go into JSON: the run's settings, the delta's metadata. */
+static dfcl_status check_name(const char *path, const char *name, dfcl_error *err) {
+    const unsigned char *p = (const unsigned char *)name;
+    for (int k; *p; p += k)
+        if ((k = dfcl_utf8_len(p, strlen((const char *)p))) == 0)
+            return dfcl_fail(err, DFCL_FORMAT, "%s: expected class names in UTF-8, found \"%s\" (byte 0x%02x)", path, name, *p);
+    return DFCL_OK;
+}
+
 static dfcl_status scan_images(const dfcl_context *ctx, const char *path, const struct dfcl_list *top, struct dfcl_scan *out,
                                dfcl_error *err) {
     dfcl_status s = DFCL_OK;
@@ -86,6 +97,8 @@ static dfcl_status scan_images(const dfcl_context *ctx, const char *path, const 
             folders++;
             if (out->classes.count >= MAX_CLASSES)
                 s = dfcl_fail(err, DFCL_FORMAT, "%s: more than %d sub-folders", path, MAX_CLASSES);
+            if (!s)
+                s = check_name(path, top->names[i], err);
             if (!s)
                 s = scan_pictures(ctx, out, sub, (int)out->classes.count, 1, &other, err);
             if (!s && out->count == before)
@@ -102,6 +115,8 @@ static dfcl_status scan_images(const dfcl_context *ctx, const char *path, const 
     if (!folders) {
         s = scan_pictures(ctx, out, path, 0, MAX_DEPTH, &other, err);
         char *name = s ? NULL : folder_name(ctx, path, err);
+        if (name)
+            s = check_name(path, name, err);
         if (!s)
             s = name ? dfcl_list_add(ctx, &out->classes, name, err) : DFCL_NOMEM;
         dfcl_free(ctx, name);
@@ -130,6 +145,8 @@ static dfcl_status read_names(const dfcl_context *ctx, const char *path, struct 
         if (out->count >= MAX_CLASSES)
             s = dfcl_fail(err, DFCL_FORMAT, "%s: more than %d lines", path, MAX_CLASSES);
         else
+            s = check_name(path, p, err);
+        if (!s)
             s = dfcl_list_add(ctx, out, p, err);
     }
     dfcl_free(ctx, text);

@@ -3,6 +3,7 @@
 #include "base/json.h"
 #include "formats/tensor_file.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,6 +144,10 @@ dfcl_status dfcl_delta_read(const struct dfcl_delta *d, const char *name, float 
     if (!(*values = dfcl_calloc(d->ctx, (size_t)v->count, sizeof **values, err)))
         return DFCL_NOMEM;
     dfcl_status s = dfcl_tensor_file_read_f32(d->file, v, 0, v->count, *values, err);
+    for (uint64_t i = 0; !s && i < v->count; i++)
+        if (!isfinite((*values)[i]))
+            s = dfcl_fail(err, DFCL_NONFINITE, "%s: value %llu of %s is %g, expected a finite number", d->path, (unsigned long long)i, name,
+                          (double)(*values)[i]);
     if (s) {
         dfcl_free(d->ctx, *values);
         *values = NULL;

@@ -27,7 +27,7 @@ void dfcl_delta_close(struct dfcl_delta **delta);
 /* Every tensor must be a vector or the class table of the model whose table `dit` is, in its shape (plain state dicts: others are
  * passed over). */
 dfcl_status dfcl_delta_check_shapes(const struct dfcl_delta *delta, struct dfcl_dit *dit, dfcl_error *err);
-/* Values of one tensor (freed with dfcl_free); *values NULL when the delta does not have it. */
+/* Values of one tensor (freed with dfcl_free); *values NULL when the delta does not have it. DFCL_NONFINITE names one that is not finite. */
 dfcl_status dfcl_delta_read(const struct dfcl_delta *delta, const char *name, float **values, dfcl_error *err);
 /* Value at strength s: base + s (value - base), for a gamma 1 + s (value - 1), exact at s = 1. */
 void dfcl_delta_blend(float *values, const float *base, int64_t count, float s);

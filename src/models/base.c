@@ -3,6 +3,7 @@
 #include "formats/tensor_file.h"
 #include "models/model.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -251,6 +252,14 @@ static dfcl_status hash_head(struct dfcl_sha256 *h, const struct dfcl_tensor_vie
     return dfcl_sha256_update(h, text, strlen(text), err);
 }
 
+static dfcl_status check_finite(const struct dfcl_base *b, const char *name, const float *values, uint64_t count, dfcl_error *err) {
+    for (uint64_t i = 0; i < count; i++)
+        if (!isfinite(values[i]))
+            return dfcl_fail(err, DFCL_NONFINITE, "%s: value %llu of %s is %g, expected a finite number", b->path, (unsigned long long)i, name,
+                             (double)values[i]);
+    return DFCL_OK;
+}
+
 dfcl_status dfcl_base_stream(struct dfcl_base *b, dfcl_base_visit visit, void *user, char hash[65], dfcl_error *err) {
     struct dfcl_param **p = NULL;
     struct dfcl_sha256 h = {0};
@@ -284,7 +293,7 @@ dfcl_status dfcl_base_stream(struct dfcl_base *b, dfcl_base_visit visit, void *u
                 break;
             }
             dfcl_to_f32(v->dtype, raw, values, (size_t)v->count);
-            if (!(s = fold_own(b, p[i], values, err)))
+            if (!(s = check_finite(b, p[i]->name, values, v->count, err)) && !(s = fold_own(b, p[i], values, err)))
                 s = visit(user, p[i], values, err);
         }
         dfcl_tensor_file_release(b->file, v);

@@ -155,9 +155,13 @@ dfcl_status dfcl_dit_plan_only(struct dfcl_dit *dit, int max_batch, bool trainin
 /* The plan as one line, for messages. */
 static void plan_line(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size) {
     dfcl_plan_format(plan, dev, buf, size);
-    for (char *c = buf; *c; c++)
-        if (*c == '\n')
-            *c = c[1] ? ';' : 0;
+    char *to = buf;
+    for (const char *c = buf; *c; c++) /* a comma for each line's end, one space for several */
+        if (*c == '\n' && c[1])
+            *to++ = ',', *to++ = ' ';
+        else if (*c != '\n' && (*c != ' ' || c[1] != ' '))
+            *to++ = *c;
+    *to = 0;
 }
 
 dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, uint64_t max_memory, struct dfcl_plan *plan,

@@ -34,7 +34,7 @@ void dfcl_base_close(struct dfcl_base **base);
 
 /* Visits every tensor used, in byte order of its name, with its values as f32 (valid during the call, may be changed), and computes the base
  * hash (docs/formats.md, "Base hash": of the stored bytes) in the same single pass over the file. Gammas of the file are folded in. Host memory: one tensor at a time; mapped pages are released behind.
- * `visit` may be NULL (hash only); hash may be NULL (no hashing). */
+ * `visit` may be NULL (hash only); hash may be NULL (no hashing). DFCL_NONFINITE when a visited value is not finite. */
 typedef dfcl_status (*dfcl_base_visit)(void *user, const struct dfcl_param *p, float *values, dfcl_error *err);
 dfcl_status dfcl_base_stream(struct dfcl_base *base, dfcl_base_visit visit, void *user, char hash[65], dfcl_error *err);
 /* One tensor as f32 by original name (in base->table), gammas folded in; freed with dfcl_free. */

@@ -54,16 +54,7 @@ static dfcl_status check(struct dfcl_train_config *c, dfcl_error *err) {
     c->cosine = !strcmp(p->lr_schedule, "cosine");
     if (!c->cosine && strcmp(p->lr_schedule, "constant"))
         return dfcl_fail(err, DFCL_USAGE, "lr schedule: expected constant or cosine, found %s", p->lr_schedule);
-    static const struct {
-        const char *name;
-        enum dfcl_dtype type;
-    } types[] = {{"f32", DFCL_F32}, {"f16", DFCL_F16}, {"bf16", DFCL_BF16}};
-    for (size_t i = 0; i < DFCL_COUNT(types); i++)
-        if (!strcmp(p->dtype, types[i].name)) {
-            c->dtype = types[i].type;
-            return DFCL_OK;
-        }
-    return dfcl_fail(err, DFCL_USAGE, "dtype: expected f32, f16 or bf16, found %s", p->dtype);
+    return dfcl_weight_dtype(p->dtype, &c->dtype, err);
 }
 
 dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_context *ctx, const struct dfcl_train_params *params,
@@ -72,9 +63,12 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
     c->ctx = ctx;
     c->p = *params;
     struct dfcl_train_params *p = &c->p;
-    if (!p->model.path || !p->data || !p->run_dir)
-        return dfcl_fail(err, DFCL_USAGE, "training: expected a model, data and a run directory, found no %s",
-                         !p->model.path ? "model" : !p->data ? "data" : "run directory");
+    const struct {
+        const char *value, *name;
+    } needed[] = {{p->model.path, "model"}, {p->data, "data"}, {p->run_dir, "run directory"}};
+    for (size_t i = 0; i < DFCL_COUNT(needed); i++)
+        if (!needed[i].value || !needed[i].value[0])
+            return dfcl_fail(err, DFCL_USAGE, "training: expected a model, data and a run directory, found no %s", needed[i].name);
     dfcl_status s = DFCL_OK;
     const char **strings[] = {&p->model.path, &p->model.which, &p->data, &p->run_dir, &p->method, &p->gamma_sites,
                               &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype};
@@ -134,6 +128,23 @@ static void add_u64(cJSON *o, const char *name, uint64_t v) {
     cJSON_AddStringToObject(o, name, buf);
 }
 
+/* A path is bytes; JSON is UTF-8. */
+static void add_path(cJSON *o, const char *name, const char *path) {
+    char buf[4096];
+    size_t n = 0;
+    for (const unsigned char *p = (const unsigned char *)path; *p && n + 4 < sizeof buf;) {
+        int k = dfcl_utf8_len(p, strlen((const char *)p));
+        if (k)
+            memcpy(buf + n, p, (size_t)k);
+        else
+            buf[n] = '?';
+        n += (size_t)(k ? k : 1);
+        p += k ? k : 1;
+    }
+    buf[n] = 0;
+    cJSON_AddStringToObject(o, name, buf);
+}
+
 static void add_settings(cJSON *o, const struct dfcl_train_config *c, const struct dfcl_model *model,
                          const struct dfcl_dataset *data, int micro_batch) {
     const struct dfcl_train_params *p = &c->p;
@@ -143,7 +154,7 @@ static void add_settings(cJSON *o, const struct dfcl_train_config *c, const stru
     cJSON_AddStringToObject(o, "method", model->method);
     cJSON_AddStringToObject(o, "gamma_sites", model->gamma_sites);
     cJSON_AddStringToObject(o, "gamma_blocks", model->gamma_blocks);
-    cJSON_AddStringToObject(o, "class_init", p->class_init);
+    add_path(o, "class_init", p->class_init);
     cJSON_AddNumberToObject(o, "train_classes", p->train_classes);
     add_u64(o, "seed", p->seed);
     cJSON_AddNumberToObject(o, "batch", p->batch);
@@ -175,7 +186,7 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
     cJSON_AddStringToObject(root, "version", dfcl_version());
     add_settings(cJSON_AddObjectToObject(root, "settings"), c, model, data, micro_batch);
     cJSON *o = cJSON_AddObjectToObject(root, "model");
-    cJSON_AddStringToObject(o, "path", p->model.path);
+    add_path(o, "path", p->model.path);
     cJSON_AddStringToObject(o, "name", m->name);
     cJSON_AddNumberToObject(o, "depth", m->depth);
     cJSON_AddNumberToObject(o, "hidden", m->hidden);
@@ -184,7 +195,7 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
     cJSON_AddNumberToObject(o, "input", m->input);
     cJSON_AddNumberToObject(o, "channels", m->channels);
     o = cJSON_AddObjectToObject(root, "data");
-    cJSON_AddStringToObject(o, "path", p->data);
+    add_path(o, "path", p->data);
     cJSON_AddStringToObject(o, "kind", dfcl_dataset_is_latent(data) ? "latents" : "pictures");
     cJSON_AddNumberToObject(o, "samples", (double)dfcl_dataset_count(data));
     names = cJSON_AddArrayToObject(o, "class_names");

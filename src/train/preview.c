@@ -52,7 +52,9 @@ dfcl_status dfcl_preview(struct dfcl_model *model, struct dfcl_stepper *st, cons
     if (!s)
         s = dfcl_stepper_swap_ema(st, err);
     if (!s) {
-        s = draw(model, seed, max_memory, classes, x, err);
+        uint64_t own; /* stays taken beside what the sampler plans */
+        dfcl_stepper_plan(st, &own);
+        s = draw(model, seed, max_memory ? DFCL_MAX(max_memory, own + 1) - own : 0, classes, x, err);
         /* Back also when drawing failed: the caller may still want to save. */
         dfcl_status back = dfcl_stepper_swap_ema(st, s ? NULL : err);
         if (!s)

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,19 +22,56 @@ char *dfcl_run_dir_path(const struct dfcl_run_dir *run, const char *name, dfcl_e
     return dfcl_sprintf(run->ctx, err, "%s/%s", run->path, name);
 }
 
+/* True when the file held open is the one at `path`: an owner that gave up may have removed it between open and lock. */
+static bool same_file(int fd, const char *path) {
+    struct stat a, b;
+    return fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 static dfcl_status take_lock(struct dfcl_run_dir *run, dfcl_error *err) {
     char *path = dfcl_run_dir_path(run, LOCK_NAME, err);
     if (!path)
         return DFCL_NOMEM;
     dfcl_status s = DFCL_OK;
-    run->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (run->lock_fd < 0)
-        s = dfcl_fail_errno(err, path, "cannot create");
-    else if (flock(run->lock_fd, LOCK_EX | LOCK_NB) != 0)
-        s = errno == EWOULDBLOCK ? dfcl_fail(err, DFCL_ERROR, "%s: another process is training in this folder", run->path)
-                                 : dfcl_fail_errno(err, path, "cannot lock");
+    for (;;) {
+        run->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+        if (run->lock_fd < 0)
+            s = dfcl_fail_errno(err, path, "cannot create");
+        else if (flock(run->lock_fd, LOCK_EX | LOCK_NB) != 0)
+            s = errno == EWOULDBLOCK ? dfcl_fail(err, DFCL_ERROR, "%s: another process is training in this folder", run->path)
+                                     : dfcl_fail_errno(err, path, "cannot lock");
+        if (s || same_file(run->lock_fd, path))
+            break;
+        close(run->lock_fd);
+    }
     dfcl_free(run->ctx, path);
+    if (s && run->lock_fd >= 0) {
+        close(run->lock_fd);
+        run->lock_fd = -1;
+    }
     return s;
+}
+
+/* DFCL_USAGE when the folder holds anything but a lock. */
+static dfcl_status check_empty(const dfcl_context *ctx, const char *path, dfcl_error *err) {
+    struct dfcl_list list;
+    dfcl_status s = dfcl_list_dir(ctx, path, &list, err);
+    for (size_t i = 0; !s && i < list.count; i++)
+        if (strcmp(list.names[i], LOCK_NAME))
+            s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new or empty folder for the run, found %s in it (resume the run, or choose "
+                          "another folder)", path, list.names[i]);
+    dfcl_list_free(ctx, &list);
+    return s;
+}
+
+/* A run that never began leaves nothing behind. */
+static void remove_unused(struct dfcl_run_dir *run) {
+    char *path = dfcl_run_dir_path(run, LOCK_NAME, NULL);
+    if (path)
+        unlink(path);
+    dfcl_free(run->ctx, path);
+    if (run->made)
+        rmdir(run->path); /* fails where something else lies in it */
 }
 
 static dfcl_status drop_leftovers(struct dfcl_run_dir *run, dfcl_error *err) {
@@ -52,16 +90,19 @@ dfcl_status dfcl_run_dir_open(struct dfcl_run_dir *run, const dfcl_context *ctx,
     run->path = dfcl_strdup(ctx, path, err);
     if (!run->path)
         return DFCL_NOMEM;
-    dfcl_status s = dfcl_mkdirs(ctx, path, err);
+    run->made = dfcl_path_kind(path) == DFCL_PATH_NONE;
+    /* A folder of somebody else's is refused untouched; under the lock it is looked at again. */
+    dfcl_status s = run->made || resume ? DFCL_OK : check_empty(ctx, path, err);
+    if (!s)
+        s = dfcl_mkdirs(ctx, path, err);
     if (!s)
         s = take_lock(run, err);
-    if (!s && !resume) {
+    if (!s && !resume)
+        s = check_empty(ctx, path, err);
+    if (!s) {
         struct dfcl_list list;
         s = dfcl_list_dir(ctx, path, &list, err);
-        for (size_t i = 0; !s && i < list.count; i++)
-            if (strcmp(list.names[i], LOCK_NAME))
-                s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new or empty folder for the run, found %s in it (resume the run, or choose "
-                              "another folder)", path, list.names[i]);
+        run->unused = !s && list.count <= 1; /* the lock */
         dfcl_list_free(ctx, &list);
     }
     if (!s)
@@ -77,8 +118,13 @@ void dfcl_run_dir_close(struct dfcl_run_dir *run) {
     if (run->metrics)
         fclose(run->metrics);
     dfcl_events_close(&run->events);
-    if (run->lock_fd >= 0)
-        close(run->lock_fd); /* the lock goes with it; the file stays, since removing it would race with the next owner */
+    if (run->lock_fd >= 0) {
+        if (run->unused)
+            remove_unused(run);
+        close(run->lock_fd); /* the lock goes with it */
+    } else if (run->made) {
+        rmdir(run->path);
+    }
     dfcl_free(run->ctx, run->path);
     memset(run, 0, sizeof *run);
     run->lock_fd = -1;
@@ -119,6 +165,7 @@ static char *events_path(const struct dfcl_run_dir *run, dfcl_error *err) {
 dfcl_status dfcl_run_dir_logs(struct dfcl_run_dir *run, uint64_t metrics_size, uint64_t events_size, dfcl_error *err) {
     char *metrics = dfcl_run_dir_path(run, "metrics.jsonl", err), *events = events_path(run, err);
     dfcl_status s = metrics && events ? DFCL_OK : DFCL_NOMEM;
+    run->unused = false;
     if (!s)
         s = cut_off(metrics, metrics_size, err);
     if (!s) {

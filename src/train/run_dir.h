@@ -15,13 +15,16 @@ struct dfcl_run_dir {
     const dfcl_context *ctx;
     char *path;
     int lock_fd;
+    bool made;   /* the folder was not there before */
+    bool unused; /* nothing but the lock is in it so far */
     FILE *metrics;
     struct dfcl_events events;
 };
 
-/* Creates the folder where needed and takes the lock. `resume`: what is there is kept; otherwise anything but hidden files in it is DFCL_USAGE. Held
+/* Creates the folder where needed and takes the lock. `resume`: what is there is kept; otherwise anything but hidden files in it is DFCL_USAGE, and the folder is left as it was. Held
  * by another process: DFCL_ERROR. Folders that a crash left half written are removed. */
 dfcl_status dfcl_run_dir_open(struct dfcl_run_dir *run, const dfcl_context *ctx, const char *path, bool resume, dfcl_error *err);
+/* A run that ended before dfcl_run_dir_logs takes its lock, and a folder that was made for it, away again. */
 void dfcl_run_dir_close(struct dfcl_run_dir *run);
 
 /* Path of something inside; freed with dfcl_free. */

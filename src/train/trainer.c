@@ -1,6 +1,4 @@
 /* The training loop around train/step.h: data, random draws, logs, checkpoints, previews, final files. */
-#include "difffit-cl/train.h"
-
 #include <inttypes.h>
 #include <limits.h>
 #include <math.h>
@@ -17,6 +15,8 @@
 #include "train/preview.h"
 #include "train/run_dir.h"
 #include "train/step.h"
+
+#include <difffit-cl/train.h>
 
 #define MAX_STREAK 20 /* skipped steps in a row that end the run */
 
@@ -38,7 +38,7 @@ struct dfcl_trainer {
     float *x0;
     int32_t *labels, *t, *rows;
     /* clocks, seconds */
-    double began, line_time, last_speed;
+    double began, line_time, paused; /* paused: saving and drawing, which are not training */
     int64_t line_step;
 };
 
@@ -385,7 +385,9 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
         s = dfcl_preview(t->model, t->st, &t->run, st->step, p->seed, p->max_memory, &t->sample_path, err);
         g.sample_path = t->sample_path;
     }
-    t->line_time += now() - pause; /* saving and drawing are not training speed */
+    pause = now() - pause;
+    t->line_time += pause;
+    t->paused += pause;
     g.step = st->step;
     g.loss = r.loss;
     g.mse = r.mse;
@@ -395,7 +397,8 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     g.lr = lr;
     g.skipped = st->skipped;
     g.seconds = now() - t->began;
-    g.images_per_second = g.seconds > 0.0 ? (double)(st->step - t->summary.start_step) * p->batch / g.seconds : 0.0;
+    double spent = g.seconds - t->paused;
+    g.images_per_second = spent > 0.0 ? (double)(st->step - t->summary.start_step) * p->batch / spent : 0.0;
     t->summary.peak_bytes = dfcl_device_memory_peak(t->dev);
     if (progress)
         *progress = g;

@@ -138,6 +138,9 @@ def test_info():
     images = make_images("info-images")
     out, _ = run("info", images)
     assert "a" in out and "b" in out and "8" in out
+    small_train("info-run", base, images, steps=2)
+    j = json.loads(run("info", path("info-run/checkpoints/step-2"), "--json")[0])
+    assert j["kind"] == "checkpoint" and j["step"] == 2
     fails(7, "info", path("nothing-here"), says="nothing-here")
     with open(path("noise.bin"), "wb") as f:
         f.write(b"\x01\x02\x03 nothing that anybody writes")
@@ -280,6 +283,94 @@ def test_verify_host():
     j = json.loads(run("verify", "--device", "host", "--golden", GOLDEN, "--json")[0])
     assert j["failed"] == 0 and all(f["passed"] for f in j["files"])
     fails(7, "verify", "--device", "host", "--golden", path("no-golden"), says="no-golden")
+
+
+def test_nothing_left_behind():
+    """A run that cannot begin leaves no folder, and a folder of somebody else's is not touched."""
+    base, images = make_base("nbase.safetensors"), make_images("nimages")
+    train = ["train", "--device", "host", "--steps", 2, "--batch", 4]
+    fails(7, *train, "--model", path("none.pt"), "--data", images, "--out", path("n-run"), says="none.pt")
+    fails(7, *train, "--model", base, "--data", path("none"), "--out", path("n-run"), says="none")
+    fails(2, *train, "--model", base, "--data", images, "--out", path("n-run"), "--method", "lora", says="lora")
+    fails(2, *train, "--model", base, "--data", images, "--out", path("n-run"), "--micro-batch", 3, says="micro batch")
+    fails(2, *train, "--model", base, "--data", images, "--out", "", says="run directory")
+    assert not os.path.exists(path("n-run"))
+    fails(2, *train, "--model", base, "--data", images, "--out", images, says="nimages")
+    assert sorted(os.listdir(images)) == ["a", "b"]
+    os.makedirs(path("n-empty"))
+    fails(7, *train, "--model", path("none.pt"), "--data", images, "--out", path("n-empty"), says="none.pt")
+    assert os.listdir(path("n-empty")) == []
+    run(*train, "--model", base, "--data", images, "--out", path("n-empty"))
+
+
+def test_zero_is_none():
+    """Where the library takes 0 for its default, the command still lets 0 mean nothing."""
+    base, images = make_base("zbase.safetensors"), make_images("zimages")
+    small_train("zero", base, images, "--label-dropout", 0, "--ema", 0)
+    settings = json.load(open(path("zero/config.json")))["settings"]
+    assert settings["label_dropout"] == 0 and settings["ema_decay"] < 1e-300
+    assert tensors(path("zero/delta.safetensors"))[0] == tensors(path("zero/delta-live.safetensors"))[0]
+    fails(2, "train", "--model", base, "--data", images, "--out", path("zero2"), "--dtype", "f16", says=["--dtype", "full"])
+
+
+def test_sample_places():
+    """Where results go, and options that would have no effect, are looked at before hours of sampling."""
+    base = make_base("pbase.safetensors")
+    draw = ["sample", "--device", "host", "--model", base, "--steps", 2, "-n", 1]
+    fails(7, *draw, "--out", path("no-such/x.png"), says="no-such/x.png")
+    fails(7, *draw, "--out", path("no-such/folder"), says="no-such/folder")
+    fails(7, *draw, "--save-latents", path("no-such/x"), says="no-such/x")
+    fails(7, *draw, "--out", base, says=["pbase.safetensors", "folder"])
+    fails(7, *draw, "--save-latents", T, says=[T, "found a folder"])
+    fails(2, *draw, "--out", path("x.jpg"), says=[".jpg", "NAME.png"])
+    assert not os.path.exists(path("x.jpg"))
+    fails(2, *draw, "--out", path("x.png"), "--eta", 1, says=["--eta", "ddim"])
+    fails(2, *draw, "--out", path("x.png"), "--sampler", "dpm++", "--spacing", "ddim", says="--spacing")
+    fails(2, *draw, "--out", path("pictures"), "--columns", 2, says="--columns")
+    run(*draw, "--out", path("x.PNG"))
+    assert open(path("x.PNG"), "rb").read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_not_finite():
+    """A NaN is found when its file is read: named, exit code 5, nothing written."""
+    base, images = make_base("fbase.safetensors"), make_images("fimages")
+    small_train("frun", base, images)
+
+    def poison(source, name, out):
+        with open(source, "rb") as f:
+            data = bytearray(f.read())
+        n = struct.unpack("<Q", data[:8])[0]
+        at = 8 + n + json.loads(data[8:8 + n])[name]["data_offsets"][0]
+        data[at:at + 4] = struct.pack("<f", float("nan"))
+        with open(out, "wb") as f:
+            f.write(data)
+        return out
+
+    bad_base = poison(base, "blocks.1.mlp.fc1.weight", path("nan-base.safetensors"))
+    bad_delta = poison(path("frun/delta.safetensors"), "blocks.0.mlp.fc1.bias", path("nan-delta.safetensors"))
+    weight, bias = ["nan-base.safetensors", "blocks.1.mlp.fc1.weight"], ["nan-delta.safetensors", "blocks.0.mlp.fc1.bias"]
+    draw, out = ["sample", "--device", "host", "--steps", 2, "--out", path("nan.png")], ["--out", path("nan.safetensors")]
+    fails(5, "train", "--device", "host", "--model", bad_base, "--data", images, "--out", path("nan-run"), says=weight)
+    fails(5, *draw, "--model", bad_base, says=weight)
+    fails(5, *draw, "--model", base, "--delta", bad_delta, says=bias)
+    fails(5, "merge", "--model", base, "--delta", bad_delta, *out, says=bias)
+    fails(5, "merge", "--model", bad_base, "--delta", path("frun/delta.safetensors"), *out, says=weight)
+    assert not [f for f in os.listdir(T) if f in ("nan-run", "nan.png") or f.startswith("nan.safetensors")]
+
+
+def test_names():
+    """Class names of every sort; bytes that are no UTF-8 could not go into JSON."""
+    base, images = make_base("cbase.safetensors"), make_images("cimages", classes=("a b", "x,y", "-dash", "7", "\u00fcn\"i"))
+    small_train("crun", base, images)
+    draw = ["sample", "--device", "host", "--model", base, "--delta", path("crun/delta.safetensors"), "--steps", 2, "-n", 1]
+    for name in ("x,y", "-dash", "7", "a b,\u00fcn\"i", "x", "null"):
+        if name == "x":
+            fails(2, *draw, "--out", path("c.png"), "--classes", name, says=['"x"', "x,y"])
+        else:
+            run(*draw, "--out", path("c.png"), "--classes", name)
+    os.makedirs(os.path.join(os.fsencode(T), b"ubytes", b"\xff\xfe"))
+    png(os.path.join(os.fsencode(T), b"ubytes", b"\xff\xfe", b"0.png"), 9, 3)
+    fails(6, "train", "--device", "host", "--model", base, "--data", path("ubytes"), "--out", path("u-run"), says=["ubytes", "UTF-8"])
 
 
 failed = passed = 0

@@ -45,12 +45,19 @@ static void empty_or_resumed(void **state) {
     assert_int_equal(dfcl_run_dir_open(&b, ctx, at("deep/er/run"), true, &e), DFCL_ERROR);
     assert_non_null(strstr(e.msg, "deep/er/run"));
     dfcl_run_dir_close(&a);
-    /* the lock file alone does not make it a run */
+    /* a run that never began takes its folder away again, */
+    assert_int_equal(dfcl_path_kind(at("deep/er/run")), DFCL_PATH_NONE);
+    /* but not one that was there; a lock file alone does not make it a run */
+    assert_int_equal(dfcl_mkdirs(ctx, at("deep/er/run"), NULL), DFCL_OK);
+    assert_int_equal(dfcl_file_write(ctx, at("deep/er/run/lock"), "", 0, NULL), DFCL_OK);
     assert_int_equal(dfcl_run_dir_open(&a, ctx, at("deep/er/run"), false, &e), DFCL_OK);
     dfcl_run_dir_close(&a);
+    assert_int_equal(dfcl_path_kind(at("deep/er/run/lock")), DFCL_PATH_NONE);
+    assert_int_equal(dfcl_path_kind(at("deep/er/run")), DFCL_PATH_DIR);
     assert_int_equal(dfcl_file_write(ctx, at("deep/er/run/notes"), "x", 1, NULL), DFCL_OK);
     assert_int_equal(dfcl_run_dir_open(&a, ctx, at("deep/er/run"), false, &e), DFCL_USAGE);
     assert_non_null(strstr(e.msg, "notes"));
+    assert_int_equal(dfcl_path_kind(at("deep/er/run/lock")), DFCL_PATH_NONE); /* refused untouched */
     assert_int_equal(dfcl_run_dir_open(&a, ctx, at("deep/er/run"), true, &e), DFCL_OK);
     dfcl_run_dir_close(&a);
     assert_int_equal(dfcl_run_dir_open(&a, ctx, at("deep/er/run/notes"), false, &e), DFCL_IO);

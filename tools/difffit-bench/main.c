@@ -156,6 +156,10 @@ int main(int argc, char **argv) {
     }
     if (!s && !strcmp(argv[1], "ops")) {
         s = dfcl_bench_ops(dev, b.filter, b.repeat, each, &b, &err);
+        if (!s && !b.printed) {
+            s = err.status = DFCL_USAGE;
+            snprintf(err.msg, sizeof err.msg, "--filter: expected part of an op/variant of this device, found '%s'", b.filter ? b.filter : "");
+        }
         if (!s)
             s = dfcl_bench_peak(dev, b.repeat, &after, &err);
         if (!s && b.json)

@@ -212,7 +212,7 @@ static bool set_option(const struct cli_option *o, const char *value, char *expe
     }
     bool whole = o->kind != CLI_DBL;
     if (o->min != 0 || o->max != 0)
-        snprintf(expected, size, "a %snumber from %g to %g", whole ? "whole " : "", o->min, o->max);
+        snprintf(expected, size, "a %snumber from %.10g to %.10g", whole ? "whole " : "", o->min, o->max);
     else
         snprintf(expected, size, "a %snumber", whole ? "whole " : "");
     if (!parse_number(value, &d) || (whole && (d != floor(d) || fabs(d) > 9e15)) ||

@@ -263,6 +263,10 @@ static dfcl_status run_demo(struct demo *d, dfcl_device *dev, dfcl_error *err) {
     if (s)
         goto out;
     const struct dfcl_model_shape *shape = dfcl_model_get_shape(model);
+    if (shape->channels != 1) {
+        s = fail(err, DFCL_FORMAT, "%s: expected a model of pictures in one channel, found %d", base, shape->channels);
+        goto out;
+    }
     snprintf(folder, sizeof folder, "%s/digits/train", d->data);
     s = dfcl_pictures_read(d->c->ctx, folder, shape->channels, shape->input, &d->train, err);
     snprintf(folder, sizeof folder, "%s/digits/heldout", d->data);

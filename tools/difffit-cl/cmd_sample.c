@@ -4,7 +4,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 struct job {
     struct cli *c;
@@ -25,13 +27,12 @@ static int on_stop(void *user) {
 }
 
 /* "0,3,7" or names, separated by commas; "all"; "null". */
-static dfcl_status parse_classes(struct cli *c, const dfcl_model *m, int domain, const char *text, int **out, int *count, dfcl_error *err) {
+static dfcl_status parse_classes(const dfcl_model *m, int domain, const char *text, int **out, int *count, dfcl_error *err) {
     int k = dfcl_model_classes(m, domain), n = 0, cap = 1;
     for (const char *p = text; p && *p; p++)
         cap += *p == ',';
     if (!text || !strcmp(text, "all"))
         cap = k;
-    (void)c;
     int *ids = calloc((size_t)(cap > 0 ? cap : 1), sizeof *ids);
     char *copy = text ? strdup(text) : NULL;
     if (!ids || (text && !copy)) {
@@ -45,6 +46,8 @@ static dfcl_status parse_classes(struct cli *c, const dfcl_model *m, int domain,
     if (!text || !strcmp(text, "all")) {
         for (; n < k; n++)
             ids[n] = n;
+    } else if (dfcl_model_find_class(m, domain, text, ids, NULL) == DFCL_OK) {
+        n = 1; /* a name may have commas in it */
     } else {
         char *save = NULL;
         for (char *w = strtok_r(copy, ",", &save); w && !s; w = strtok_r(NULL, ",", &save)) {
@@ -108,7 +111,38 @@ static dfcl_status read_noise(struct cli *c, const char *path, const char *key, 
 
 static bool ends_with(const char *s, const char *tail) {
     size_t n = strlen(s), m = strlen(tail);
-    return n >= m && !strcmp(s + n - m, tail);
+    return n >= m && !strcasecmp(s + n - m, tail);
+}
+
+static dfcl_status no_place(dfcl_error *err, const char *path, const char *why) {
+    err->status = DFCL_IO;
+    snprintf(err->msg, sizeof err->msg, "%s: %s", path, why);
+    return DFCL_IO;
+}
+
+/* Sampling may take hours: where its result is to go is looked at before it starts. folder: `path` is one, or will be made. */
+static dfcl_status check_place(const char *path, bool folder, dfcl_error *err) {
+    char dir[4096];
+    struct stat st;
+    bool there = stat(path, &st) == 0;
+    if (there && folder != (bool)S_ISDIR(st.st_mode))
+        return no_place(err, path, folder ? "expected NAME.png or a folder, found a file" : "expected a file, found a folder");
+    snprintf(dir, sizeof dir, "%s", path);
+    for (size_t n = strlen(dir); n > 1 && dir[n - 1] == '/'; n--)
+        dir[n - 1] = 0;
+    char *slash = strrchr(dir, '/');
+    if (!there || !folder) {
+        if (slash)
+            slash[slash == dir] = 0;
+        else
+            snprintf(dir, sizeof dir, ".");
+    }
+    if (access(dir, W_OK | X_OK) != 0) {
+        char why[128];
+        snprintf(why, sizeof why, "cannot create: %s", strerror(errno));
+        return no_place(err, path, why);
+    }
+    return stat(dir, &st) == 0 && S_ISDIR(st.st_mode) ? DFCL_OK : no_place(err, path, "cannot create: Not a directory");
 }
 
 /* Writes the pictures: one grid when `out` ends in .png, else a folder of numbered files. */
@@ -176,7 +210,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         {"-n", CLI_INT, &per_class, "N", "pictures per class (4)", 1, 1000000},
         {"--sampler", CLI_STR, &sampler, "S", "ddpm (default), ddim, dpm++", 0, 0},
         {"--steps", CLI_INT, &sp.steps, "N", "sampling steps (ddpm 250, else 50)", 1, 1000},
-        {"--spacing", CLI_STR, &sp.spacing, "S", "even (default) or ddim: constant stride", 0, 0},
+        {"--spacing", CLI_STR, &sp.spacing, "S", "ddpm, ddim: even (default) or ddim: constant stride", 0, 0},
         {"--eta", CLI_DBL, &sp.eta, "X", "ddim: 0 (default) deterministic ... 1 ancestral", 0, 1},
         {"--cfg", CLI_DBL, &sp.cfg, "W", "guidance scale (1: none)", 0, 100},
         {"--cfg-channels", CLI_STR, &sp.cfg_channels, "3|all", "channels that are guided: 3 as the original, or all (3 for latents of 4)", 0, 0},
@@ -216,6 +250,17 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         sp.clip = -1;
     else if (strcmp(clip, "auto"))
         return cli_usage(c, "--clip: expected on or off, found '%s'", clip);
+    if (sp.eta > 0 && sp.sampler != DFCL_SAMPLER_DDIM)
+        return cli_usage(c, "--eta is for --sampler ddim, found %s", sampler);
+    if (sp.spacing && sp.sampler == DFCL_SAMPLER_DPMPP_2M)
+        return cli_usage(c, "--spacing is for ddpm and ddim: dpm++ has its own");
+    bool grid = out && ends_with(out, ".png");
+    static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz"};
+    for (size_t i = 0; out && i < sizeof others / sizeof *others; i++)
+        if (ends_with(out, others[i]))
+            return cli_usage(c, "--out: expected NAME.png or a folder, found '%s'", out);
+    if (!grid && (columns || zoom))
+        return cli_usage(c, "--columns and --zoom are for a grid (--out NAME.png)");
     if (deltas.count > 1)
         return cli_usage(c, "--delta: expected one delta, found %d", deltas.count);
     if (!sp.steps)
@@ -229,7 +274,11 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     float *x = NULL, *z = NULL, *zs = NULL;
     struct job job = {.c = c};
     cli_catch_signals();
-    dfcl_status s = cli_open_device(c, &dev, &err);
+    dfcl_status s = out ? check_place(out, !grid, &err) : DFCL_OK;
+    if (!s && save_latents)
+        s = check_place(save_latents, false, &err);
+    if (!s)
+        s = cli_open_device(c, &dev, &err);
     if (!s)
         s = dfcl_model_open(&model, dev, &mp, &err);
     if (!s && deltas.count) {
@@ -239,7 +288,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         s = dfcl_model_load_delta(model, path, (float)strength, force, &domain, &err);
     }
     if (!s)
-        s = parse_classes(c, model, domain, classes, &ids, &id_count, &err);
+        s = parse_classes(model, domain, classes, &ids, &id_count, &err);
     if (s)
         goto out;
     const struct dfcl_model_shape *shape = dfcl_model_get_shape(model);

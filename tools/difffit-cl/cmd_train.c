@@ -1,9 +1,12 @@
 #include "cli.h"
 
+#include <float.h>
 #include <string.h>
 
 int cmd_train(struct cli *c, int argc, char **argv) {
-    struct dfcl_train_params p = {0};
+    /* Zero means "the default" to the library; these four may be asked to be zero. */
+    const double unset = -2;
+    struct dfcl_train_params p = {.beta1 = unset, .beta2 = unset, .ema_decay = unset, .label_dropout = unset};
     const char *vae = "none";
     bool flip = false, no_classes = false, train_classes = false;
     const char *ema_warmup = "on", *which = NULL;
@@ -32,7 +35,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--clip", CLI_DBL, &p.clip, "X", "largest global gradient norm (no clipping)", 0, 1e9},
         {"--ema", CLI_DBL, &p.ema_decay, "X", "decay of the moving average (0.9999)", 0, 0.99999999},
         {"--ema-warmup", CLI_STR, &ema_warmup, "on|off", "on (default): decay (1+k)/(10+k) after k steps, at most --ema", 0, 0},
-        {"--label-dropout", CLI_DBL, &p.label_dropout, "X", "share of labels replaced by the null class (0.1); -1: none", -1, 1},
+        {"--label-dropout", CLI_DBL, &p.label_dropout, "X", "share of labels replaced by the null class (0.1)", 0, 1},
         {"--flip", CLI_FLAG, &flip, NULL, "random horizontal flips", 0, 0},
         {"--seed", CLI_U64, &p.seed, "N", "seed of everything random (0)", 0, 0},
         {"--checkpoint-every", CLI_I64, &p.checkpoint_every, "N", "steps between checkpoints (only at the end and when interrupted)", 0, 1e9},
@@ -56,6 +59,12 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--ema-warmup: expected on or off, found '%s'", ema_warmup);
     if (no_classes && train_classes)
         return cli_usage(c, "--train-classes and --no-train-classes exclude each other");
+    if (p.dtype && (!p.method || strcmp(p.method, "full")))
+        return cli_usage(c, "--dtype is for --method full: a delta holds f32 values");
+    double *const decays[] = {&p.beta1, &p.beta2, &p.ema_decay};
+    for (int i = 0; i < 3; i++)
+        *decays[i] = *decays[i] < 0 ? 0 : *decays[i] > 0 ? *decays[i] : DBL_MIN;
+    p.label_dropout = p.label_dropout < 0 ? 0 : p.label_dropout > 0 ? p.label_dropout : -1;
     p.no_ema_warmup = !strcmp(ema_warmup, "off");
     p.train_classes = no_classes ? -1 : train_classes ? 1 : 0;
     p.flip = flip;
