@@ -72,4 +72,8 @@ dfcl_status dfcl_case_check(struct dfcl_case *c, struct dfcl_device *dev, const 
 dfcl_status dfcl_case_time(struct dfcl_case *c, struct dfcl_device *dev, const struct dfcl_variant *variant, int repeat,
                            double min_seconds, double *seconds, dfcl_error *err);
 
+/* dfcl_check_ops on the cases of at most max_flops operations (0: all): simulators take minutes for what a device does in a millisecond. */
+dfcl_status dfcl_check_ops_small(dfcl_device *dev, const char *filter, int rounds, uint64_t seed, double max_flops,
+                                 void (*line)(void *user, const char *text), void *user, int *passed, int *failed, dfcl_error *err);
+
 #endif

@@ -10,6 +10,7 @@
 struct checker {
     struct dfcl_device *dev, *host;
     const char *filter;
+    double max_flops; /* 0: no limit */
     dfcl_line_fn line;
     void *user;
     int passed, failed;
@@ -38,6 +39,10 @@ static dfcl_status check_case(struct checker *k, const struct dfcl_op *op, int i
                               dfcl_error *err) {
     struct dfcl_case c;
     dfcl_status s = dfcl_case_make(&c, op, index, seed, err);
+    if (!s && k->max_flops > 0 && op->flops(c.params) > k->max_flops) {
+        dfcl_case_finish(&c);
+        return DFCL_OK;
+    }
     bool any = false;
     for (int i = 0; i < op->variant_count && !s; i++) {
         const struct dfcl_variant *v = &op->variants[i];
@@ -101,7 +106,12 @@ static dfcl_status check_op(struct checker *k, const struct dfcl_op *op, int rou
 
 dfcl_status dfcl_check_ops(dfcl_device *dev, const char *filter, int rounds, uint64_t seed, dfcl_line_fn line, void *user,
                            int *passed, int *failed, dfcl_error *err) {
-    struct checker k = {.dev = dev, .filter = filter, .line = line, .user = user};
+    return dfcl_check_ops_small(dev, filter, rounds, seed, 0, line, user, passed, failed, err);
+}
+
+dfcl_status dfcl_check_ops_small(dfcl_device *dev, const char *filter, int rounds, uint64_t seed, double max_flops, dfcl_line_fn line,
+                                 void *user, int *passed, int *failed, dfcl_error *err) {
+    struct checker k = {.dev = dev, .filter = filter, .max_flops = max_flops, .line = line, .user = user};
     *passed = *failed = 0;
     dfcl_status s = dfcl_device_open(&k.host, dev->ctx, "host", err);
     int count;
