@@ -33,21 +33,14 @@ intel() {
     [ $have_wheels = 1 ] || { echo "the wheels could not be installed"; return 77; }
     bash "$root/tests/with_intel.sh" "$venv" "$@"
 }
-step "Intel: every kernel builds" intel "$work/gcc/tests/check/kernel_build"
-step "Intel: every op against the reference" intel "$work/gcc/tests/check/check_ops" --device opencl:0
+step "Intel: every kernel builds" intel "$work/gcc/tests/check/kernel_build" "$root/cl/build_options"
+step "Intel: every op against the reference" intel "$work/gcc/tests/check/check_ops" opencl
 step "Intel: verify" intel "$cli" verify --golden "$golden" --device opencl:0
 nvrtc() {
     [ $have_wheels = 1 ] || { echo "the wheels could not be installed"; return 77; }
-    DFCL_NVRTC=$(ls "$site"/nvidia/cuda_nvrtc/lib/libnvrtc.so.12) "$work/gcc/tests/check/nvrtc_matrix"
+    DFCL_NVRTC=$(ls "$site"/nvidia/cuda_nvrtc/lib/libnvrtc.so.12) "$work/gcc/tests/check/nvrtc_matrix" "$root/cl/build_options"
 }
 step "NVRTC: every portable kernel for sm_70 to sm_120" nvrtc
-
-say "kernels under oclgrind"
-oclgrind_check() {
-    command -v oclgrind > /dev/null || { echo "oclgrind is not installed"; return 77; }
-    bash "$root/tests/with_oclgrind.sh" "$work/gcc/tests/check/check_ops"
-}
-step "oclgrind: no race, no access out of bounds" oclgrind_check
 
 say "installed library"
 step "headers alone, install, pkg-config" bash "$root/tests/install_check.sh" "$work/gcc" "$work/installed"
