@@ -21,7 +21,7 @@
 #if VW == 16
 #define MR 8
 #define NV 2
-#define PR 4
+#define PR (DD <= 32 ? 8 : 4)
 #define PVC 4
 #define CAP 5
 #else
@@ -30,6 +30,15 @@
 #define PR 4
 #define PVC 3
 #define CAP 3
+#endif
+#if MR == 8
+typedef float8 vm;
+#define VM_LD(p) vload8(0, p)
+#define VM_ST(p, v) vstore8(v, 0, p)
+#else
+typedef float4 vm;
+#define VM_LD(p) vload4(0, p)
+#define VM_ST(p, v) vstore4(v, 0, p)
 #endif
 #define UNROLL _Pragma("unroll")
 
@@ -246,7 +255,8 @@ DFCL_FN void tile_pv(fptr o, cfptr a, int si, int sk, cfptr b, int n, int acc) {
 }
 
 /* ---- forward ----
- * Scratch of an item: panels of k [TP * DD], v [T * DP], scores [MR * TP], q [MR * DP], out [MR * DP]; each padded to 16 floats.
+ * Scratch of an item: panels of k [TP * DD], v [T * DP], scores [MR * TP], q [MR * DP], out [MR * DP], row maxima and sums [2 * MR];
+ * each padded to 16 floats.
  * `parts` units per head, each of `rows` queries; cs = scale * log2(e). */
 DFCL_KERNEL(1, 1, 1) attn_fwd_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off, GLOBAL float *out, dfcl_i64 out_off, GLOBAL float *lse,
                                   dfcl_i64 lse_off, int has_lse, GLOBAL float *scratch, dfcl_i64 scratch_off, dfcl_i64 item_size, int T,
@@ -257,6 +267,7 @@ DFCL_KERNEL(1, 1, 1) attn_fwd_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off, GLO
     const fptr S = vr + PAD16((dfcl_i64)T * DP);
     const fptr qr = S + PAD16((dfcl_i64)MR * TP);
     const fptr o = qr + PAD16(MR * DP);
+    const fptr ml = o + PAD16(MR * DP);
     for (int u = GRP(0); u < units; u += items) {
         const int bh = u / parts, b = bh / H, h = bh - b * H;
         const int r0 = (u - bh * parts) * rows, r1 = min(r0 + rows, T);
@@ -312,14 +323,23 @@ DFCL_KERNEL(1, 1, 1) attn_fwd_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off, GLO
                 for (int w = 1; w < NV; ++w)
                     sm[0] += sm[w];
                 const float sum = dfcl_vsum(sm[0]);
-                qr[i * DP] = 1.0f / sum; /* q is done with */
-                if (has_lse)
-                    lse[lse_off + (dfcl_i64)bh * T + r + i] = 0.69314718056f * m + log(sum);
+                ml[i] = m;
+                ml[MR + i] = sum;
             }
             for (int i = 0; i < min(MR, r1 - r); i += PR)
                 tile_pv(o + i * DP, S + (dfcl_i64)i * TP, TP, 1, vr, T, 0);
             for (int i = 0; i < min(MR, r1 - r); ++i)
-                row_store(out + out_off + ((dfcl_i64)b * T + r + i) * ldo + h * DD, o + i * DP, qr[i * DP]);
+                row_store(out + out_off + ((dfcl_i64)b * T + r + i) * ldo + h * DD, o + i * DP, 1.0f / ml[MR + i]);
+            if (has_lse) {
+                const vm l = VM_LD(ml) * 0.69314718056f + log(VM_LD(ml + MR));
+                if (r + MR <= r1) {
+                    VM_ST(lse + lse_off + (dfcl_i64)bh * T + r, l);
+                } else {
+                    VM_ST(ml, l);
+                    for (int i = 0; i < r1 - r; ++i)
+                        lse[lse_off + (dfcl_i64)bh * T + r + i] = ml[i];
+                }
+            }
         }
     }
 }

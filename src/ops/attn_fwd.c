@@ -33,7 +33,7 @@ static void cpu_plan(const struct dfcl_device *dev, const struct dfcl_attn_fwd *
     plan->size *= CPU_ROWS;
     const int tile_rows = plan->vector == 16 ? 8 : 4, panel = plan->vector * (plan->vector == 16 ? 2 : 3);
     const int64_t keys = (p->T + panel - 1) / panel * (int64_t)panel, row = (p->D + 3) / 4 * 4;
-    plan->item_size = pad16(keys * p->D) + pad16(p->T * row) + pad16(tile_rows * keys) + 2 * pad16(tile_rows * row);
+    plan->item_size = pad16(keys * p->D) + pad16(p->T * row) + pad16(tile_rows * keys) + 2 * pad16(tile_rows * row) + 16;
 }
 
 static uint64_t cpu_scratch(const struct dfcl_device *dev, const void *params) {
