@@ -58,7 +58,9 @@ struct dfcl_context_params {
 
 typedef struct dfcl_context dfcl_context;
 
+/* params NULL: all defaults. DFCL_USAGE when only one of alloc and free is given. The context outlives everything made with it. */
 DFCL_API dfcl_status dfcl_context_create(dfcl_context **out, const struct dfcl_context_params *params, dfcl_error *err);
+/* Sets *ctx to NULL; one that is NULL already is fine. All destroy and close functions are like that. */
 DFCL_API void dfcl_context_destroy(dfcl_context **ctx);
 
 /* "0.1.0"; and the word for a status ("out of memory"). Never NULL. */

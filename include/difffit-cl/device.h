@@ -46,7 +46,9 @@ typedef struct dfcl_device dfcl_device;
  * unique among usable devices, else DFCL_USAGE; a number of three digits or more that is no index counts as one). No match:
  * DFCL_DEVICE. */
 DFCL_API dfcl_status dfcl_device_open(dfcl_device **out, const dfcl_context *ctx, const char *selector, dfcl_error *err);
+/* Waits for queued work. Models and trainers on the device are closed before. */
 DFCL_API void dfcl_device_close(dfcl_device **dev);
+/* Valid while the device is open. */
 DFCL_API const struct dfcl_device_info *dfcl_device_get_info(const dfcl_device *dev);
 
 /* Restricts which kernel variants may be chosen: comma-separated, "-name" forbids variants whose name contains name

@@ -34,9 +34,11 @@ struct dfcl_model_params {
     int input;              /* another resolution than the file's (side of the latent); 0: as in the file. Positions are scaled */
     int no_pack;            /* 1: keep weights row-major only */
 };
-/* Reads a base and puts it on the device, which must outlive the model. */
+/* Reads a base and puts it on the device, which must outlive the model. DFCL_IO: the file cannot be read; DFCL_FORMAT: no such model, or a
+ * tensor is missing or of another shape; DFCL_USAGE: the number of heads is not known; DFCL_NONFINITE: a weight is NaN or infinite; DFCL_NOMEM. */
 DFCL_API dfcl_status dfcl_model_open(dfcl_model **out, dfcl_device *dev, const struct dfcl_model_params *params, dfcl_error *err);
 DFCL_API void dfcl_model_close(dfcl_model **model);
+/* Valid while the model is open, as is the hash. */
 DFCL_API const struct dfcl_model_shape *dfcl_model_get_shape(const dfcl_model *model);
 DFCL_API const char *dfcl_model_hash(const dfcl_model *model); /* SHA-256 of the weights used, hex; docs/formats.md */
 
@@ -53,9 +55,11 @@ DFCL_API dfcl_status dfcl_model_init(const dfcl_context *ctx, const struct dfcl_
                                      dfcl_error *err);
 
 /* Loads a delta as a new domain with the given strength (1: as trained; 0: the base; gamma and biases are interpolated). *domain receives
- * its number (>= 1). force != 0: load even when the delta was made on another base (shapes must still fit). */
+ * its number (>= 1). force != 0: load even when the delta was made on another base (shapes must still fit). DFCL_FORMAT: another base, or shapes that
+ * do not fit; DFCL_NONFINITE: a value is NaN or infinite; DFCL_NOMEM: no room for another domain (max_domains, max_class_rows). */
 DFCL_API dfcl_status dfcl_model_load_delta(dfcl_model *model, const char *path, float strength, int force, int *domain,
                                            dfcl_error *err);
+/* Frees the domain's slot and class rows for another delta. DFCL_USAGE for domain 0 and for one that is not loaded. */
 DFCL_API dfcl_status dfcl_model_unload_delta(dfcl_model *model, int domain, dfcl_error *err);
 /* Number of classes of a domain, and a class's name ("" when unknown; NULL when out of range). */
 DFCL_API int dfcl_model_classes(const dfcl_model *model, int domain);
@@ -63,7 +67,8 @@ DFCL_API const char *dfcl_model_class_name(const dfcl_model *model, int domain, 
 /* Class id by name (exact) or decimal number; DFCL_USAGE with the known names otherwise. */
 DFCL_API dfcl_status dfcl_model_find_class(const dfcl_model *model, int domain, const char *text, int *id, dfcl_error *err);
 
-/* base + delta -> an ordinary checkpoint with original names, gammas folded into weights and biases. */
+/* base + delta -> an ordinary checkpoint with original names, gammas folded into weights and biases; f32. Atomic: on failure out_path is as it
+ * was. Errors as for dfcl_model_open and dfcl_model_load_delta. */
 DFCL_API dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl_model_params *base, const char *delta, int force,
                                       const char *out_path, dfcl_error *err);
 

@@ -15,12 +15,12 @@ struct dfcl_sample_params {
     int steps;             /* 1..1000; 0: 50 (250 for DDPM) */
     const char *spacing;   /* NULL or "even": respacing "k"; "ddim": respacing "ddimk" (constant stride) */
     double eta;            /* DDIM */
-    double cfg;            /* guidance scale; 1: none (no second half) */
+    double cfg;            /* guidance scale; 1: none (no second half); 0: the null class alone */
     const char *cfg_channels; /* NULL: "3" for 4-channel latents, else "all" */
     int clip;              /* clamp predicted x0 to [-1,1] (pixel models) : -1 no, 1 yes, 0: yes for models of other than 4 channels */
     uint64_t seed;
     int batch;             /* images per pass at most; 0: 8 */
-    uint64_t max_memory;
+    uint64_t max_memory;   /* bytes on the device, weights included; batches are halved until they fit. 0: the device's memory */
     const float *init_noise; /* [n,C,S,S] instead of the seed's, or NULL */
     const float *step_noise; /* [steps,n,C,S,S] or NULL */
     void (*progress)(void *user, int done, int total, double seconds); /* in image-steps; may be NULL */
@@ -35,7 +35,8 @@ struct dfcl_sample_request {
     uint32_t number;  /* sample index in the request */
 };
 
-/* Draws n pictures; latents [n,C,S,S] f32 written to `out`. Non-finite values: DFCL_NONFINITE. */
+/* Draws n pictures; latents [n,C,S,S] f32 written to `out`. Non-finite values: DFCL_NONFINITE. DFCL_USAGE: steps that
+ * the sampler or spacing cannot have, a class or domain out of range; DFCL_NOMEM: one picture does not fit; DFCL_INTERRUPTED: `stop` said so. */
 DFCL_API dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *params,
                                  const struct dfcl_sample_request *requests, int n, float *out, dfcl_error *err);
 
@@ -50,7 +51,8 @@ DFCL_API dfcl_status dfcl_grid(const dfcl_context *ctx, const uint8_t *pictures,
                                uint8_t **out, int *width, int *height, dfcl_error *err);
 DFCL_API void dfcl_free_pixels(const dfcl_context *ctx, uint8_t *pixels);
 
-/* Tensors for comparison with other implementations: one f32 tensor of a safetensors file (key "z", "step_noise", "latents"). */
+/* Tensors for comparison with other implementations: one f32 tensor of a safetensors file (key "z", "step_noise", "latents"). Read: any float
+ * type, *data freed with dfcl_tensor_free; DFCL_FORMAT when the key is not there. Write: atomic; ndim at most 8. */
 DFCL_API dfcl_status dfcl_tensor_read(const dfcl_context *ctx, const char *path, const char *key, float **data, int64_t shape[8],
                                       int *ndim, dfcl_error *err);
 DFCL_API dfcl_status dfcl_tensor_write(const dfcl_context *ctx, const char *path, const char *key, const float *data,

@@ -65,14 +65,17 @@ struct dfcl_train_summary {
     int64_t start_step;     /* > 0: resumed */
 };
 
-/* Opens base, data and run directory, plans memory and takes it. */
+/* Opens base, data and run directory, plans memory and takes it. A new run that fails here leaves no folder behind. DFCL_USAGE: a parameter out of
+ * range, a run directory in use, settings that differ from the run's own; DFCL_NOMEM with the plan; DFCL_FORMAT, DFCL_IO: a file, named. */
 DFCL_API dfcl_status dfcl_trainer_create(dfcl_trainer **out, dfcl_device *dev, const struct dfcl_train_params *params,
                                          dfcl_error *err);
 DFCL_API void dfcl_trainer_destroy(dfcl_trainer **trainer);
+/* Valid while the trainer lives. */
 DFCL_API const struct dfcl_train_summary *dfcl_trainer_summary(const dfcl_trainer *trainer);
 /* Text of the memory plan, several lines. Valid while the trainer lives. */
 DFCL_API const char *dfcl_trainer_plan(const dfcl_trainer *trainer);
-/* One optimizer step; writes what falls due (metrics, checkpoint, grid). *done = 1 after the last one. */
+/* One optimizer step; writes what falls due (metrics, checkpoint, grid). *done = 1 after the last one. A step with
+ * non-finite numbers is skipped and counted; twenty in a row are DFCL_NONFINITE. */
 DFCL_API dfcl_status dfcl_trainer_step(dfcl_trainer *trainer, struct dfcl_train_progress *progress, int *done, dfcl_error *err);
 /* Writes a checkpoint now (for an interrupt). */
 DFCL_API dfcl_status dfcl_trainer_save(dfcl_trainer *trainer, dfcl_error *err);

@@ -7,8 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TABLE "y_embedder.embedding_table.weight"
-
 static void random_row(uint64_t seed, int class_id, float *row, int d) {
     dfcl_normals(seed, DFCL_STREAM_INIT, 1, (uint32_t)class_id, row, (size_t)d);
     for (int i = 0; i < d; i++)
@@ -28,12 +26,12 @@ static dfcl_status from_file(const dfcl_context *ctx, const char *path, int clas
     dfcl_status s = dfcl_tensor_file_open(&f, ctx, path, NULL, err);
     if (s)
         return s;
-    const struct dfcl_tensor_view *v = dfcl_tensor_file_find(f, TABLE);
+    const struct dfcl_tensor_view *v = dfcl_tensor_file_find(f, DFCL_CLASS_TABLE);
     if (!v || v->ndim != 2 || v->shape[1] != d || (v->shape[0] != classes && v->shape[0] != classes + 1)) {
         char got[96] = "absent";
         if (v)
             dfcl_shape_format(v->shape, v->ndim, got, sizeof got);
-        s = dfcl_fail(err, DFCL_FORMAT, "%s: " TABLE " is %s, expected [%d, %d] or [%d, %d]", path, got, classes, d, classes + 1, d);
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: " DFCL_CLASS_TABLE " is %s, expected [%d, %d] or [%d, %d]", path, got, classes, d, classes + 1, d);
     } else {
         s = dfcl_tensor_file_read_f32(f, v, 0, v->count, rows, err);
         *null_row = v->shape[0] == classes + 1;
@@ -50,7 +48,7 @@ dfcl_status dfcl_class_table_init(struct dfcl_base *base, const char *class_init
     bool null_row = false;
     if (!class_init)
         class_init = "match";
-    dfcl_status s = dfcl_base_read(base, TABLE, &table, err);
+    dfcl_status s = dfcl_base_read(base, DFCL_CLASS_TABLE, &table, err);
     if (s)
         return s;
     const float *null = table + (size_t)K * row;

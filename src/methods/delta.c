@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TABLE "y_embedder.embedding_table.weight"
-
 static bool ends_with(const char *s, const char *suffix) {
     size_t n = strlen(s), k = strlen(suffix);
     return n >= k && !strcmp(s + n - k, suffix);
@@ -61,7 +59,7 @@ dfcl_status dfcl_delta_open(struct dfcl_delta **out, const dfcl_context *ctx, co
     dfcl_status s = DFCL_NOMEM;
     if (!(d->path = dfcl_strdup(ctx, path, err)) || (s = dfcl_tensor_file_open(&d->file, ctx, path, NULL, err)))
         goto out;
-    const struct dfcl_tensor_view *table = dfcl_tensor_file_find(d->file, TABLE);
+    const struct dfcl_tensor_view *table = dfcl_tensor_file_find(d->file, DFCL_CLASS_TABLE);
     if (table && table->ndim == 2 && table->shape[0] >= 1 && table->shape[0] <= 1 << 24)
         d->classes = (int)table->shape[0] - 1;
     const char *format = dfcl_tensor_file_meta(d->file, "format");
@@ -75,7 +73,7 @@ dfcl_status dfcl_delta_open(struct dfcl_delta **out, const dfcl_context *ctx, co
         for (size_t i = 0; i < dfcl_tensor_file_count(d->file); i++) {
             const char *name = dfcl_tensor_file_at(d->file, i)->name;
             gammas = gammas || ends_with(name, "gamma1") || ends_with(name, "gamma2");
-            weights = weights || (ends_with(name, ".weight") && strcmp(name, TABLE));
+            weights = weights || (ends_with(name, ".weight") && strcmp(name, DFCL_CLASS_TABLE));
         }
         d->plain = true;
         d->own_classes = true;

@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TABLE "y_embedder.embedding_table.weight"
-
 /* A plain state dict has no hash, but often the frozen matrices themselves: they must be the base's. */
 static dfcl_status check_plain(struct dfcl_model *m, const struct dfcl_delta *d, bool force, dfcl_error *err) {
     int depth = dfcl_dit_get_config(m->dit)->depth;
@@ -86,7 +84,7 @@ static int base_row(const struct dfcl_model *m, const struct dfcl_delta *d, int 
 static dfcl_status load_table(struct dfcl_model *m, const struct dfcl_delta *d, int domain, float strength, dfcl_error *err) {
     int width = dfcl_dit_get_config(m->dit)->hidden;
     float *rows = NULL, *base = NULL;
-    dfcl_status s = dfcl_delta_read(d, TABLE, &rows, err);
+    dfcl_status s = dfcl_delta_read(d, DFCL_CLASS_TABLE, &rows, err);
     if (!s && strength != 1.0f && !(base = dfcl_calloc(m->ctx, (size_t)width, sizeof *base, err)))
         s = DFCL_NOMEM;
     for (int i = 0; !s && base && i <= d->classes; i++) {

@@ -100,7 +100,7 @@ static dfcl_status find_shape(struct dfcl_base *b, const struct dfcl_model_param
     c->hidden = (int)v->shape[0];
     c->channels = (int)v->shape[1];
     c->patch = (int)v->shape[2];
-    v = need(b, "y_embedder.embedding_table.weight", 2, &s, err);
+    v = need(b, DFCL_CLASS_TABLE, 2, &s, err);
     if (s)
         return s;
     c->classes = (int)v->shape[0] - 1;

@@ -137,7 +137,7 @@ static void build_table(struct dfcl_dit *dit) {
     memcpy(dit->x_embed.w->shape, (int64_t[]){d, c->channels, c->patch, c->patch}, 4 * sizeof(int64_t));
     add_linear(dit, &dit->t_mlp0, -1, "t_embedder.mlp.0", d, DIT_FREQ);
     add_linear(dit, &dit->t_mlp2, -1, "t_embedder.mlp.2", d, d);
-    dit->table = add(dit, DFCL_PARAM_TABLE, -1, "y_embedder.embedding_table.weight", 2, (int64_t[]){c->classes + 1, d});
+    dit->table = add(dit, DFCL_PARAM_TABLE, -1, DFCL_CLASS_TABLE, 2, (int64_t[]){c->classes + 1, d});
     for (int i = 0; i < c->depth; i++) {
         struct dit_block *b = &dit->blocks[i];
         add_linear(dit, &b->qkv, i, "attn.qkv", 3 * d, d);

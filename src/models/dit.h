@@ -22,6 +22,9 @@ bool dfcl_dit_named(const char *name, struct dfcl_dit_config *cfg);
 const char *dfcl_dit_name_of(const struct dfcl_dit_config *cfg);
 dfcl_status dfcl_dit_config_check(const struct dfcl_dit_config *cfg, dfcl_error *err);
 
+/* The one parameter of kind TABLE. */
+#define DFCL_CLASS_TABLE "y_embedder.embedding_table.weight"
+
 enum dfcl_param_kind { DFCL_PARAM_WEIGHT, DFCL_PARAM_VEC, DFCL_PARAM_TABLE };
 
 struct dfcl_param {

@@ -18,8 +18,9 @@ static dfcl_status open_model(dfcl_model **m, struct dfcl_golden *g, const char 
     return s;
 }
 
-/* One forward pass with host arrays. y counts classes of the domain (its class count is the null class). */
-static dfcl_status run(dfcl_model *m, int domain, int B, const float *x, const float *t, const int64_t *y, float *out, dfcl_error *err) {
+/* One forward pass with host arrays: x of nx values [B,C,S,S], y classes of the domain (its class count is the null class). */
+static dfcl_status run(dfcl_model *m, int domain, int B, const float *x, uint64_t nx, const float *t, const int64_t *y, float *out,
+                       dfcl_error *err) {
     struct dfcl_dit *dit = dfcl_model_dit(m);
     struct dfcl_device *dev = dfcl_model_device(m);
     const struct dfcl_dit_config *cfg = dfcl_dit_get_config(dit);
@@ -29,6 +30,9 @@ static dfcl_status run(dfcl_model *m, int domain, int B, const float *x, const f
     struct dfcl_plan plan;
     if (B > 16)
         return dfcl_fail(err, DFCL_FORMAT, "forward: expected at most 16 samples, found %d", B);
+    if (nx * sizeof(float) != n)
+        return dfcl_fail(err, DFCL_FORMAT, "forward: expected %llu values for %d samples of this model, found %llu",
+                         (unsigned long long)(n / sizeof(float)), B, (unsigned long long)nx);
     dfcl_status s = DFCL_OK;
     for (int i = 0; i < B && !s; i++) {
         dom[i] = domain;
@@ -53,16 +57,16 @@ static dfcl_status run(dfcl_model *m, int domain, int B, const float *x, const f
 /* ---- dit/micro ---- */
 
 static dfcl_status micro_one(struct dfcl_golden_file *f, const char *file, const char *which, const char *key, int B,
-                             const float *x, const float *t, const int64_t *y, float *out, uint64_t count, dfcl_error *err) {
+                             const float *x, uint64_t nx, const float *t, const int64_t *y, float *out, dfcl_error *err) {
     char full[128];
     snprintf(full, sizeof full, "micro/%s", file);
     dfcl_model *m = NULL;
     dfcl_status s = open_model(&m, f->g, full, which, err);
     if (!s)
-        s = run(m, 0, B, x, t, y, out, err);
+        s = run(m, 0, B, x, nx, t, y, out, err);
     if (!s) {
         dfcl_golden_say(f->g, "  %s:", full);
-        s = dfcl_golden_check(f, key, out, count, &forward_limit, err);
+        s = dfcl_golden_check(f, key, out, nx * 2, &forward_limit, err);
     }
     dfcl_model_close(&m);
     return s;
@@ -81,8 +85,8 @@ dfcl_status dfcl_verify_micro(struct dfcl_golden *g, dfcl_error *err) {
         s = dfcl_golden_input_int(&f, "t", &ti, &B, err);
     if (!s)
         s = dfcl_golden_input_int(&f, "y", &y, &ny, err);
-    if (!s && (B > 16 || ny != B))
-        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected equal t and y of at most 16", f.st->path);
+    if (!s && (B < 1 || B > 16 || ny != B))
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected equal t and y of 1 to 16", f.st->path);
     for (uint64_t i = 0; i < B && !s; i++)
         t[i] = (float)ti[i];
     if (!s && !(out = dfcl_calloc(g->ctx, (size_t)nx * 2, sizeof *out, err)))
@@ -101,7 +105,7 @@ dfcl_status dfcl_verify_micro(struct dfcl_golden *g, dfcl_error *err) {
         {"train_ckpt.pt", "model", "out_ckpt_model"},
     };
     for (size_t i = 0; i < DFCL_COUNT(files) && !s; i++)
-        s = micro_one(&f, files[i].file, files[i].which, files[i].key, (int)B, x, t, y, out, nx * 2, err);
+        s = micro_one(&f, files[i].file, files[i].which, files[i].key, (int)B, x, nx, t, y, out, err);
     dfcl_golden_excuse(&f, "out_diffusers_stock"); /* stock diffusers computes other timestep frequencies; not what we imitate */
     dfcl_free(g->ctx, x);
     dfcl_free(g->ctx, ti);
@@ -158,7 +162,7 @@ dfcl_status dfcl_verify_forward(struct dfcl_golden *g, dfcl_error *err) {
     dfcl_model *m = NULL;
     float *x = NULL, *cx = NULL, *xx = NULL, *out = NULL, *y4 = NULL, t[16];
     int64_t *ti = NULL, *y = NULL, *cti = NULL, *cy = NULL;
-    uint64_t nx = 0, B = 0, ny = 0, ncx = 0, cB = 0;
+    uint64_t nx = 0, B = 0, ny = 0, ncx = 0, cB = 0, ncy = 0;
     int domain = 0;
     char *gamma = NULL;
     s = dfcl_golden_input(&f, "x", &x, &nx, err);
@@ -171,9 +175,9 @@ dfcl_status dfcl_verify_forward(struct dfcl_golden *g, dfcl_error *err) {
     if (!s)
         s = dfcl_golden_input_int(&f, "cfg.t", &cti, &cB, err);
     if (!s)
-        s = dfcl_golden_input_int(&f, "cfg.y", &cy, &ny, err);
-    if (!s && (B > 16 || cB > 16 || cB % 2))
-        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected at most 16 samples", f.st->path);
+        s = dfcl_golden_input_int(&f, "cfg.y", &cy, &ncy, err);
+    if (!s && (B < 1 || B > 16 || ny != B || cB < 2 || cB > 16 || cB % 2 || ncy != cB))
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected equal t and y of 1 to 16, and of even count for cfg", f.st->path);
     if (!s)
         s = open_model(&m, g, "dit.safetensors", NULL, err);
     if (!s && (!(out = dfcl_calloc(g->ctx, (size_t)DFCL_MAX(nx * 2, ncx * 4), sizeof *out, err)) ||
@@ -186,7 +190,7 @@ dfcl_status dfcl_verify_forward(struct dfcl_golden *g, dfcl_error *err) {
     for (uint64_t i = 0; i < B; i++)
         t[i] = (float)ti[i];
     dfcl_dit_set_tap(dfcl_model_dit(m), tap, &tp);
-    s = run(m, 0, (int)B, x, t, y, out, err);
+    s = run(m, 0, (int)B, x, nx, t, y, out, err);
     if (!s)
         s = dfcl_golden_check(&f, "out", out, nx * 2, &forward_limit, err);
     gamma = dfcl_sprintf(g->ctx, err, "%s/dit/gamma_random.safetensors", g->dir);
@@ -194,7 +198,7 @@ dfcl_status dfcl_verify_forward(struct dfcl_golden *g, dfcl_error *err) {
         s = gamma ? dfcl_model_load_delta(m, gamma, 1.0f, 1, &domain, err) : DFCL_NOMEM;
     tp.prefix = "gamma.";
     if (!s)
-        s = run(m, domain, (int)B, x, t, y, out, err);
+        s = run(m, domain, (int)B, x, nx, t, y, out, err);
     if (!s)
         s = dfcl_golden_check(&f, "gamma.out", out, nx * 2, &forward_limit, err);
     dfcl_dit_set_tap(dfcl_model_dit(m), NULL, NULL);
@@ -206,11 +210,13 @@ dfcl_status dfcl_verify_forward(struct dfcl_golden *g, dfcl_error *err) {
         t[i] = (float)cti[i];
     memcpy(xx, cx, (size_t)ncx * sizeof *xx);
     memcpy(xx + ncx, cx, (size_t)ncx * sizeof *xx);
-    s = run(m, 0, (int)cB, xx, t, cy, out, err);
+    s = run(m, 0, (int)cB, xx, ncx * 2, t, cy, out, err);
     static const struct {
         const char *key;
         float scale;
     } scales[] = {{"cfg.out_1.5", 1.5f}, {"cfg.out_4.0", 4.0f}};
+    if (!s && cfg->channels < 3)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected at least 3 channels, found %d", f.st->path, cfg->channels);
     for (size_t i = 0; i < DFCL_COUNT(scales) && !s; i++) {
         guide3(out, (int)cB / 2, cfg->channels, cfg->input * cfg->input, scales[i].scale, y4);
         s = dfcl_golden_check(&f, scales[i].key, y4, ncx * 4, &forward_limit, err);

@@ -116,7 +116,7 @@ struct walk_kind {
     int channels; /* guided */
 };
 
-static dfcl_status walk(struct dfcl_golden_file *f, dfcl_model *m, const struct walk_kind *k, const float *xT, const float *noise,
+static dfcl_status walk(struct dfcl_golden_file *f, dfcl_model *m, const struct walk_kind *k, const float *xT, uint64_t nx, const float *noise,
                         const int64_t *y, int pictures, dfcl_error *err) {
     struct dfcl_dit *dit = dfcl_model_dit(m);
     const struct dfcl_dit_config *cfg = dfcl_dit_get_config(dit);
@@ -125,6 +125,9 @@ static dfcl_status walk(struct dfcl_golden_file *f, dfcl_model *m, const struct 
     struct dfcl_sampler_item items[8];
     uint64_t each = (uint64_t)cfg->channels * (uint64_t)cfg->input * (uint64_t)cfg->input;
     struct walk w = {.f = f, .name = k->name, .n = each * (uint64_t)pictures};
+    if (nx != w.n)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: expected an x_T of %llu values for %d pictures of this model, found %llu", f->st->path,
+                         (unsigned long long)w.n, pictures, (unsigned long long)nx);
     float *out = dfcl_calloc(f->g->ctx, (size_t)w.n, sizeof *out, err);
     w.x = dfcl_calloc(f->g->ctx, (size_t)w.n, sizeof *w.x, err);
     dfcl_status s = out && w.x ? DFCL_OK : DFCL_NOMEM;
@@ -181,7 +184,7 @@ dfcl_status dfcl_verify_sample(struct dfcl_golden *g, dfcl_error *err) {
                                              {"ddim_10", DFCL_SAMPLER_DDIM, DFCL_SPACING_EVEN, 3},
                                              {"dpm", DFCL_SAMPLER_DPMPP_2M, DFCL_SPACING_EVEN, 3}};
     for (size_t i = 0; i < DFCL_COUNT(kinds) && !s; i++)
-        s = walk(&f, m, &kinds[i], xT, kinds[i].kind == DFCL_SAMPLER_DDPM ? noise : NULL, y, (int)ny / 2, err);
+        s = walk(&f, m, &kinds[i], xT, nx, kinds[i].kind == DFCL_SAMPLER_DDPM ? noise : NULL, y, (int)ny / 2, err);
     dfcl_model_close(&m);
     dfcl_free(g->ctx, path);
     dfcl_free(g->ctx, xT);

@@ -9,6 +9,8 @@ static dfcl_status position(struct dfcl_golden_file *f, const char *key, int n, 
     static const struct dfcl_limit limit = {.abs = 1e-7};
     if (!dfcl_golden_has(f, key))
         return DFCL_OK;
+    if (n < 1 || n > 4096 || w < 1 || w > 16384)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: %s: expected a grid of 1 to 4096 and a width of 1 to 16384", f->st->path, key);
     uint64_t count = (uint64_t)n * (uint64_t)n * (uint64_t)w;
     float *t = dfcl_calloc(f->g->ctx, (size_t)count, sizeof *t, err);
     dfcl_status s = t ? dfcl_pos_embed(n, w, base, t, err) : DFCL_NOMEM;

@@ -19,7 +19,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--out", CLI_STR, &p.run_dir, "RUN", "run directory (required)", 0, 0},
         {"--method", CLI_STR, &p.method, "M", "difffit (default), difffit-block, bitfit, full", 0, 0},
         {"--gamma-sites", CLI_STR, &p.gamma_sites, "LIST", "qkv,proj,attn,mlp: where scale vectors go (the method's)", 0, 0},
-        {"--gamma-blocks", CLI_STR, &p.gamma_blocks, "A-B", "blocks with scale vectors, or all (the method's)", 0, 0},
+        {"--gamma-blocks", CLI_STR, &p.gamma_blocks, "A-B", "blocks with scale vectors: 0-13, 0,2,4-6, all, half (the method's)", 0, 0},
         {"--class-init", CLI_STR, &p.class_init, "HOW", "match (default): rows of base classes of the same name; random, null, mean, or a FILE", 0, 0},
         {"--train-classes", CLI_FLAG, &train_classes, NULL, "train the class table also where the method would not", 0, 0},
         {"--no-train-classes", CLI_FLAG, &no_classes, NULL, "keep the class table as it starts", 0, 0},
