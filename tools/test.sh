@@ -16,8 +16,14 @@ case "${1-}" in
 esac
 # shellcheck disable=SC2086
 install_packages $build_packages g++ libcmocka-dev python3
-[ $full = 0 ] || install_packages clang libclang-rt-dev-any valgrind oclgrind python3-venv python3-pip 2>/dev/null ||
+if [ $full = 1 ]; then
     install_packages clang valgrind oclgrind python3-venv python3-pip
+    # The sanitizers' runtime is a package of its own where clang's release says so (Debian 12 on), part of clang elsewhere.
+    major=$(clang -dumpversion | cut -d. -f1)
+    if apt-cache show "libclang-rt-$major-dev" > /dev/null 2>&1; then
+        install_packages "libclang-rt-$major-dev"
+    fi
+fi
 work=$root/build
 mkdir -p "$work"
 passed=0 failed=0 skipped=0
