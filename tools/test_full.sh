@@ -13,7 +13,7 @@ say "address and undefined-behaviour sanitizers"
 CC=clang configure "$work/asan" --buildtype=debugoptimized --werror -Dtests=enabled -Dopencl=disabled \
     -Db_sanitize=address,undefined -Db_lundef=false
 step "sanitized build" build "$work/asan"
-ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 suite "$work/asan" --timeout-multiplier 8
+ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 suite "$work/asan" --timeout-multiplier 8 --no-suite kernels
 
 say "thread sanitizer"
 CC=clang configure "$work/tsan" --buildtype=debugoptimized --werror -Dtests=enabled -Dopencl=disabled -Db_sanitize=thread -Db_lundef=false
