@@ -1,9 +1,10 @@
 /* difffit-bench: how fast a device is, and how near its peak each kernel comes. Uses the public headers only. */
 #define _GNU_SOURCE
+#include "../place.h"
+
 #include <difffit-cl/dfcl.h>
 
 #include <errno.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,18 +70,6 @@ static void log_line(void *user, enum dfcl_log_level level, const char *line) {
     (void)user;
     if (level <= DFCL_LOG_WARN)
         fprintf(stderr, "difffit-bench: %s\n", line);
-}
-
-/* As the command does: PoCL's workers on processors of their own, where processors 0..n-1 are all ours. */
-static void place_workers(void) {
-    cpu_set_t set;
-    if (getenv("POCL_AFFINITY") || sched_getaffinity(0, sizeof set, &set) != 0)
-        return;
-    int n = CPU_COUNT(&set);
-    for (int i = 0; i < n; i++)
-        if (!CPU_ISSET(i, &set))
-            return;
-    setenv("POCL_AFFINITY", "1", 0);
 }
 
 static int parse(struct bench *b, int argc, char **argv) {

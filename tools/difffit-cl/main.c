@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
+#include "../place.h"
 #include "cli.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,18 +44,6 @@ static void cache_dir(char *buf, size_t size) {
         snprintf(buf, size, "%s/.cache/difffit-cl", home);
     else
         buf[0] = 0;
-}
-
-/* PoCL's workers otherwise share a core now and then. Only where processors 0..n-1 are all ours: PoCL pins worker i to processor i. */
-static void place_workers(void) {
-    cpu_set_t set;
-    if (getenv("POCL_AFFINITY") || sched_getaffinity(0, sizeof set, &set) != 0)
-        return;
-    int n = CPU_COUNT(&set);
-    for (int i = 0; i < n; i++)
-        if (!CPU_ISSET(i, &set))
-            return;
-    setenv("POCL_AFFINITY", "1", 0);
 }
 
 int main(int argc, char **argv) {
