@@ -10,7 +10,7 @@ typedef unsigned int uint;
 typedef long long dfcl_i64; /* `long` has 32 bits on Windows */
 typedef unsigned long long dfcl_u64;
 
-#define DFCL_KERNEL(X, Y, Z) extern "C" __global__ void __launch_bounds__((X) * (Y) * (Z))
+#define DFCL_KERNEL(X, Y, Z) extern "C" __global__ void __launch_bounds__((X) * (Y) * (Z), 1)
 #define GLOBAL
 #define LOCAL_ARRAY __shared__
 #define LOCAL_PTR
