@@ -255,6 +255,9 @@ DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0,
 }
 #endif
 
+/* Every vector of a row of a whole strip. */
+#define EACH __attribute__((opencl_unroll_hint)) for (int j = 0; j < PANEL / VW; ++j)
+
 /* ---- forward ---- */
 
 #if KIND == 0 || KIND == 1
@@ -267,7 +270,6 @@ struct vectors {
 };
 
 /* The epilogue of one row of 48 columns: each term is asked for once a row. */
-#define EACH __attribute__((opencl_unroll_hint)) for (int j = 0; j < PANEL / VW; ++j)
 DFCL_FN void finish_row(const float *c, const struct vectors *v, int act, GLOBAL float *pre, GLOBAL float *y, GLOBAL const float *res,
                         GLOBAL float *out) {
     vf u[PANEL / VW];
@@ -403,16 +405,35 @@ linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_
         for (int m = m0; m < m1; m += TM)
             tile(dy + (dfcl_i64)m * N + t0, N, min(TM, m1 - m), s, n, c + (m - m0) * PANEL, cols, t0 > 0);
     }
-    for (int m = m0; m < m1; ++m)
-        for (int j = 0; j < cols; j += VW) {
-            dfcl_i64 at = (dfcl_i64)m * K + c0 + j;
-            vf v = VLD(c + (m - m0) * PANEL + j);
-            if (act)
-                v *= act_grad(act, ld_part(pre + pre_off + at, cols - j));
+    enum { AHEAD = 8 }; /* rows whose lines are asked for early: no product hides their way from memory here */
+    for (int m = m0; m < m1; ++m) {
+        dfcl_i64 at = (dfcl_i64)m * K + c0;
+        GLOBAL const float *pr = pre + pre_off + at;
+        GLOBAL float *o = dx + dx_off + at;
+        const float *cr = c + (m - m0) * PANEL;
+        want_tile(o + (dfcl_i64)AHEAD * K, 0, 1);
+        if (cols == PANEL) {
+            vf u[PANEL / VW];
+            EACH u[j] = VLD(cr + j * VW);
+            if (act) {
+                for (int j = 0; j < PANEL; j += 16)
+                    FETCH(pr + (dfcl_i64)AHEAD * K + j, 0);
+                EACH u[j] *= act_grad(act, VLD(pr + j * VW));
+            }
             if (accumulate)
-                v += ld_part(dx + dx_off + at, cols - j);
-            st_part(v, dx + dx_off + at, cols - j);
+                EACH u[j] += VLD(o + j * VW);
+            EACH VST(o + j * VW, u[j]);
+        } else {
+            for (int j = 0; j < cols; j += VW) {
+                vf u = VLD(cr + j);
+                if (act)
+                    u *= act_grad(act, ld_part(pr + j, cols - j));
+                if (accumulate)
+                    u += ld_part(o + j, cols - j);
+                st_part(u, o + j, cols - j);
+            }
         }
+    }
 }
 #endif
 
