@@ -52,7 +52,8 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
     return colsum_launch(dev, params, false, err);
 }
 
-dfcl_status dfcl_slice_sum(struct dfcl_device *dev, struct dfcl_ref part, struct dfcl_ref out, int64_t count, int slices, dfcl_error *err) {
+dfcl_status dfcl_slice_sum(struct dfcl_device *dev, struct dfcl_ref part, struct dfcl_ref out, int64_t count,
+                           int slices, dfcl_error *err) {
     enum { SPAN = 4096 };
     struct dfcl_args a = {0};
     dfcl_args_ref(&a, part, 4);
@@ -62,15 +63,26 @@ dfcl_status dfcl_slice_sum(struct dfcl_device *dev, struct dfcl_ref part, struct
     if (!dfcl_on_cpu(dev))
         return dfcl_launch_kernel(dev, "colsum", "slice_sum", NULL, dfcl_ceil_div(count, 64), 1, 1, &a, err);
     dfcl_args_i32(&a, SPAN);
-    return dfcl_launch_kernel(dev, "colsum_cpu", "slice_sum_cpu", dfcl_cpu_options(dev), dfcl_ceil_div(count, SPAN), 1, 1, &a, err);
+    return dfcl_launch_kernel(dev, "colsum_cpu", "slice_sum_cpu", dfcl_cpu_options(dev), dfcl_ceil_div(count, SPAN), 1,
+                              1, &a, err);
 }
 
 static const struct {
     int M, N;
     double scale;
 } cases[] = {
-    {1, 1, 1}, {1, 130, 1}, {7, 1, 1}, {33, 65, 1}, {64, 64, 1}, {260, 49, 1}, {1000, 17, 3e4}, {4111, 3, 1}, {513, 300, 1},
-    /* benchmarks: */ {256, 3456, 1}, {1024, 1152, 1}, {8192, 512, 1},
+    {1, 1, 1},
+    {1, 130, 1},
+    {7, 1, 1},
+    {33, 65, 1},
+    {64, 64, 1},
+    {260, 49, 1},
+    {1000, 17, 3e4},
+    {4111, 3, 1},
+    {513, 300, 1},
+    /* benchmarks: */ {256, 3456, 1},
+    {1024, 1152, 1},
+    {8192, 512, 1},
 };
 enum { BENCHES = 3 };
 

@@ -6,7 +6,7 @@
 #include "ops/rows.h"
 
 enum kind { FWD_PANELS, FWD_ROWS, DX_PANELS, DX_ROWS, DW, PACK, DX_DOT }; /* KIND of cl/linear_cpu.cl */
-enum { RB_MAX = 256 };  /* its rows of an item, at most */
+enum { RB_MAX = 256 };                                                    /* its rows of an item, at most */
 enum { DOT_ROWS = 24 }; /* dx of up to so many rows goes by dot products */
 
 /* Rows of the register tile for vectors of vw floats. */
@@ -14,16 +14,19 @@ static int tile_rows(int vw) {
     return vw == 16 ? 8 : 6;
 }
 
-static dfcl_status launch(struct dfcl_device *dev, const char *name, enum kind kind, struct dfcl_weight_form w, int64_t gx, int64_t gy,
-                          int64_t gz, const struct dfcl_args *a, dfcl_error *err) {
+static dfcl_status launch(struct dfcl_device *dev, const char *name, enum kind kind, struct dfcl_weight_form w,
+                          int64_t gx, int64_t gy, int64_t gz, const struct dfcl_args *a, dfcl_error *err) {
     char options[64];
-    snprintf(options, sizeof options, "%s -DKIND=%d -DWTYPE=%d", dfcl_cpu_options(dev), (int)kind, w.wtype == 3 ? 0 : w.wtype);
+    snprintf(options, sizeof options, "%s -DKIND=%d -DWTYPE=%d", dfcl_cpu_options(dev), (int)kind,
+             w.wtype == 3 ? 0 : w.wtype);
     return dfcl_launch_kernel(dev, "linear_cpu", name, options, gx, gy, gz, a, err);
 }
 
-/* Rows of C per work-item: as many as share a strip of the weight well, but few enough that every compute unit gets several items. */
+/* Rows of C per work-item: as many as share a strip of the weight well, but few enough that every compute unit gets
+ * several items. */
 static int row_block(const struct dfcl_device *dev, int rows, int strips, int least) {
-    int tm = tile_rows(dfcl_cpu_lanes(dev)), rb = RB_MAX / tm * tm, want = 4 * (int)DFCL_MAX(dev->info.compute_units, 1);
+    int tm = tile_rows(dfcl_cpu_lanes(dev)), rb = RB_MAX / tm * tm,
+        want = 4 * (int)DFCL_MAX(dev->info.compute_units, 1);
     while (rb / 2 >= least && strips * dfcl_ceil_div(rows, rb) < want)
         rb = (int)dfcl_ceil_div(rb / 2, tm) * tm;
     return rb;
@@ -36,11 +39,13 @@ dfcl_status dfcl_linear_fwd_cpu(struct dfcl_device *dev, const struct dfcl_linea
     struct dfcl_args a = {0};
     dfcl_linear_fwd_args(&a, p, w);
     dfcl_args_i32(&a, rb);
-    return launch(dev, "linear_fwd_cpu", panels ? FWD_PANELS : FWD_ROWS, w, strips, dfcl_ceil_div(p->M, rb), 1, &a, err);
+    return launch(dev, "linear_fwd_cpu", panels ? FWD_PANELS : FWD_ROWS, w, strips, dfcl_ceil_div(p->M, rb), 1, &a,
+                  err);
 }
 
 dfcl_status dfcl_linear_dx_cpu(struct dfcl_device *dev, const struct dfcl_linear_dx *p, dfcl_error *err) {
-    /* Few rows do not pay for bringing blocks into another form. Copying f32 rows is cheaper than transposing panels, where both are there. */
+    /* Few rows do not pay for bringing blocks into another form. Copying f32 rows is cheaper than transposing panels,
+     * where both are there. */
     bool dot = p->w.packed.mem && p->M <= DOT_ROWS;
     bool panels = dot || (p->w.packed.mem && !(p->w.data.mem && p->w.dtype == DFCL_F32));
     struct dfcl_weight_form w = panels ? dfcl_weight_panels(&p->w) : dfcl_weight_rows(&p->w);
@@ -94,7 +99,8 @@ dfcl_status dfcl_linear_dw_cpu(struct dfcl_device *dev, const struct dfcl_linear
     dfcl_args_i32(&a, c.rb);
     dfcl_args_i32(&a, c.ts);
     dfcl_args_i32(&a, c.slices);
-    dfcl_status s = launch(dev, "linear_dw_cpu", DW, (struct dfcl_weight_form){0}, dfcl_ceil_div(p->K, DFCL_PANEL), dfcl_ceil_div(p->N, c.rb), c.slices, &a, err);
+    dfcl_status s = launch(dev, "linear_dw_cpu", DW, (struct dfcl_weight_form){0}, dfcl_ceil_div(p->K, DFCL_PANEL),
+                           dfcl_ceil_div(p->N, c.rb), c.slices, &a, err);
     if (s || c.slices == 1)
         return s;
     return dfcl_slice_sum(dev, p->head.scratch, p->dw, (int64_t)p->N * p->K, c.slices, err);
@@ -109,5 +115,6 @@ dfcl_status dfcl_pack_cpu(struct dfcl_device *dev, const struct dfcl_pack *p, df
     dfcl_args_i32(&a, p->w.N);
     dfcl_args_i32(&a, p->w.K);
     dfcl_args_i32(&a, STEPS);
-    return launch(dev, "pack_cpu", PACK, w, dfcl_ceil_div(p->w.N, DFCL_PANEL), dfcl_ceil_div(p->w.K, STEPS), 1, &a, err);
+    return launch(dev, "pack_cpu", PACK, w, dfcl_ceil_div(p->w.N, DFCL_PANEL), dfcl_ceil_div(p->w.K, STEPS), 1, &a,
+                  err);
 }

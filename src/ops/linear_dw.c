@@ -49,7 +49,8 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
     dfcl_args_i32(&a, p->K);
     dfcl_args_i32(&a, (int)dfcl_ceil_div(p->M, slices));
     dfcl_args_i32(&a, slices);
-    s = dfcl_launch_kernel(dev, "linear", "linear_dw", "-DKIND=2", dfcl_ceil_div(p->N, 64) * dfcl_ceil_div(p->K, 64) * slices, 1, 1, &a, err);
+    s = dfcl_launch_kernel(dev, "linear", "linear_dw", "-DKIND=2",
+                           dfcl_ceil_div(p->N, 64) * dfcl_ceil_div(p->K, 64) * slices, 1, 1, &a, err);
     return s || slices == 1 ? s : dfcl_slice_sum(dev, p->head.scratch, p->dw, (int64_t)p->N * p->K, slices, err);
 }
 
@@ -57,24 +58,27 @@ static const struct {
     int M, N, K;
     double scale;
 } checks[] = {
-    {1, 1, 1, 1},    {1, 70, 37, 1},  {33, 7, 50, 1},     {260, 48, 96, 1},  {64, 9, 48, 1},    {131, 17, 49, 1},
+    {1, 1, 1, 1},     {1, 70, 37, 1},    {33, 7, 50, 1},     {260, 48, 96, 1},   {64, 9, 48, 1},    {131, 17, 49, 1},
     {700, 33, 20, 1}, {2500, 16, 48, 1}, {1300, 130, 65, 1}, {90, 96, 144, 3e4}, {17, 300, 200, 1}, {4100, 5, 3, 1},
 };
 static const struct {
     const char *name;
     int M, N, K;
 } benches[] = {
-    {"demo qkv", 8192, 384, 128}, {"demo proj", 8192, 128, 128}, {"demo fc1", 8192, 512, 128}, {"demo fc2", 8192, 128, 512},
-    {"qkv", 256, 3456, 1152},     {"fc2", 256, 1152, 4608},      {"qkv", 1024, 3456, 1152},
+    {"demo qkv", 8192, 384, 128}, {"demo proj", 8192, 128, 128}, {"demo fc1", 8192, 512, 128},
+    {"demo fc2", 8192, 128, 512}, {"qkv", 256, 3456, 1152},      {"fc2", 256, 1152, 4608},
+    {"qkv", 1024, 3456, 1152},
 };
 
 static void make_case(struct dfcl_case *c, int index) {
     struct dfcl_linear_dw *p = (struct dfcl_linear_dw *)c->params;
     bool bench = index >= (int)DFCL_COUNT(checks);
     int i = bench ? index - (int)DFCL_COUNT(checks) : index;
-    uint64_t M = (uint64_t)(p->M = bench ? benches[i].M : checks[i].M), N = (uint64_t)(p->N = bench ? benches[i].N : checks[i].N);
+    uint64_t M = (uint64_t)(p->M = bench ? benches[i].M : checks[i].M),
+             N = (uint64_t)(p->N = bench ? benches[i].N : checks[i].N);
     uint64_t K = (uint64_t)(p->K = bench ? benches[i].K : checks[i].K);
-    snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d", bench ? benches[i].name : "", bench ? " " : "", p->M, p->N, p->K);
+    snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d", bench ? benches[i].name : "", bench ? " " : "", p->M,
+             p->N, p->K);
     dfcl_case_add(c, "dy", &p->dy, DFCL_F32, M * N, DFCL_IN)->b = bench ? 1.0 : checks[i].scale;
     dfcl_case_add(c, "x", &p->x, DFCL_F32, M * K, DFCL_IN);
     dfcl_case_add(c, "dw", &p->dw, DFCL_F32, N * K, DFCL_INOUT);

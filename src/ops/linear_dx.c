@@ -41,7 +41,8 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
     dfcl_args_i32(&a, p->accumulate);
     char options[32];
     snprintf(options, sizeof options, "-DKIND=1 -DWTYPE=%d", w.wtype);
-    return dfcl_launch_kernel(dev, "linear", "linear_dx", options, dfcl_ceil_div(p->M, 64) * dfcl_ceil_div(p->w.K, 64), 1, 1, &a, err);
+    return dfcl_launch_kernel(dev, "linear", "linear_dx", options, dfcl_ceil_div(p->M, 64) * dfcl_ceil_div(p->w.K, 64),
+                              1, 1, &a, err);
 }
 
 /* ---- cases ---- */
@@ -102,8 +103,8 @@ static void make_case(struct dfcl_case *c, int index) {
     p->act = bench ? benches[i].act : checks[i].act;
     p->w.dtype = bench ? DFCL_F32 : checks[i].dtype;
     p->accumulate = f & ACC;
-    snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d act=%d flags=%x %s", bench ? benches[i].name : "", bench ? " " : "", M, N, K,
-             (int)p->act, f, dfcl_dtype_name(p->w.dtype));
+    snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d act=%d flags=%x %s", bench ? benches[i].name : "",
+             bench ? " " : "", M, N, K, (int)p->act, f, dfcl_dtype_name(p->w.dtype));
     dfcl_case_add(c, "dy", &p->dy, DFCL_F32, (uint64_t)M * (uint64_t)N, DFCL_IN)->b = f & LARGE ? 3e4 : 1.0;
     dfcl_case_add_weight(c, &p->w, 0.1, f & ROWS, f & PANELS);
     if (p->act != DFCL_ACT_NONE)
@@ -117,7 +118,8 @@ static double flops(const void *params) {
 }
 static double bytes(const void *params) {
     const struct dfcl_linear_dx *p = params;
-    double per_x = 1 + (p->act != DFCL_ACT_NONE) + p->accumulate, w = p->w.packed.mem || p->w.dtype == DFCL_F32 ? 4.0 : 2.0;
+    double per_x = 1 + (p->act != DFCL_ACT_NONE) + p->accumulate,
+           w = p->w.packed.mem || p->w.dtype == DFCL_F32 ? 4.0 : 2.0;
     return 4.0 * ((double)p->M * p->w.N + per_x * p->M * p->w.K) + w * p->w.N * p->w.K;
 }
 

@@ -50,30 +50,54 @@ void dfcl_linear_fwd_args(struct dfcl_args *a, const struct dfcl_linear_fwd *p, 
 }
 
 /* Bits of `has` in cl/linear.cl: which refs are there. */
-enum { HAS_BIAS = 1, HAS_GAMMA = 2, HAS_GAMMA_RES = 4, HAS_DOM = 8, HAS_PRE = 16, HAS_Y = 32, HAS_RES = 64, HAS_GATE = 128, HAS_OUT = 256 };
+enum {
+    HAS_BIAS = 1,
+    HAS_GAMMA = 2,
+    HAS_GAMMA_RES = 4,
+    HAS_DOM = 8,
+    HAS_PRE = 16,
+    HAS_Y = 32,
+    HAS_RES = 64,
+    HAS_GATE = 128,
+    HAS_OUT = 256
+};
 
 static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     const struct dfcl_linear_fwd *p = params;
     dfcl_status s = check(params, err);
     if (s)
         return s;
-    int has = (p->bias.ref.mem ? HAS_BIAS : 0) | (p->gamma.ref.mem ? HAS_GAMMA : 0) | (p->gamma_res.ref.mem ? HAS_GAMMA_RES : 0) |
-              (p->dom.mem ? HAS_DOM : 0) | (p->pre.mem ? HAS_PRE : 0) | (p->y.mem ? HAS_Y : 0) | (p->res.mem ? HAS_RES : 0) |
-              (p->gate.mem ? HAS_GATE : 0) | (p->out.mem ? HAS_OUT : 0);
+    int has = (p->bias.ref.mem ? HAS_BIAS : 0) | (p->gamma.ref.mem ? HAS_GAMMA : 0) |
+              (p->gamma_res.ref.mem ? HAS_GAMMA_RES : 0) | (p->dom.mem ? HAS_DOM : 0) | (p->pre.mem ? HAS_PRE : 0) |
+              (p->y.mem ? HAS_Y : 0) | (p->res.mem ? HAS_RES : 0) | (p->gate.mem ? HAS_GATE : 0) |
+              (p->out.mem ? HAS_OUT : 0);
     struct dfcl_weight_form w = p->w.data.mem ? dfcl_weight_rows(&p->w) : dfcl_weight_panels(&p->w);
     struct dfcl_args a = {0};
     dfcl_linear_fwd_args(&a, p, w);
     dfcl_args_i32(&a, has);
     char options[32];
     snprintf(options, sizeof options, "-DKIND=0 -DWTYPE=%d", w.wtype);
-    return dfcl_launch_kernel(dev, "linear", "linear_fwd", options, dfcl_ceil_div(p->M, 64) * dfcl_ceil_div(p->w.N, 64), 1, 1, &a, err);
+    return dfcl_launch_kernel(dev, "linear", "linear_fwd", options, dfcl_ceil_div(p->M, 64) * dfcl_ceil_div(p->w.N, 64),
+                              1, 1, &a, err);
 }
 
 /* ---- cases ---- */
 
 enum {
-    BIAS = 1, GAMMA = 2, GAMMA_RES = 4, GATE = 8, PRE = 16, Y = 32, OUT = 64, RES = 128, IN_PLACE = 256, WRAP = 512 /* res_rows = T */,
-    LARGE = 1024, ROWS = 2048, PANELS = 4096, BOTH = ROWS | PANELS,
+    BIAS = 1,
+    GAMMA = 2,
+    GAMMA_RES = 4,
+    GATE = 8,
+    PRE = 16,
+    Y = 32,
+    OUT = 64,
+    RES = 128,
+    IN_PLACE = 256,
+    WRAP = 512 /* res_rows = T */,
+    LARGE = 1024,
+    ROWS = 2048,
+    PANELS = 4096,
+    BOTH = ROWS | PANELS,
     BRANCH = BIAS | GAMMA | GAMMA_RES | GATE | PRE | OUT | RES,
 };
 static const struct {
@@ -130,9 +154,11 @@ static const struct {
     {"rows qkv", 256, 3456, 1152, 256, BIAS | Y | ROWS, DFCL_ACT_NONE},
 };
 
-static void add_vec(struct dfcl_case *c, const char *name, struct dfcl_vec *v, int domains, int N, double mean, double sd) {
+static void add_vec(struct dfcl_case *c, const char *name, struct dfcl_vec *v, int domains, int N, double mean,
+                    double sd) {
     v->stride = N + 3;
-    struct dfcl_case_tensor *t = dfcl_case_add(c, name, &v->ref, DFCL_F32, (uint64_t)DFCL_MAX(domains, 1) * (uint64_t)(N + 3), DFCL_IN);
+    struct dfcl_case_tensor *t =
+        dfcl_case_add(c, name, &v->ref, DFCL_F32, (uint64_t)DFCL_MAX(domains, 1) * (uint64_t)(N + 3), DFCL_IN);
     t->a = mean;
     t->b = sd;
 }
@@ -148,8 +174,9 @@ static void make_case(struct dfcl_case *c, int index) {
     uint64_t MN = (uint64_t)M * (uint64_t)N;
     p->act = bench ? benches[i].act : checks[i].act;
     p->w.dtype = bench ? DFCL_F32 : checks[i].dtype;
-    snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d T=%d domains=%d act=%d flags=%x %s", bench ? benches[i].name : "", bench ? " " : "",
-             M, N, K, T, domains, (int)p->act, f, dfcl_dtype_name(p->w.dtype));
+    snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d T=%d domains=%d act=%d flags=%x %s",
+             bench ? benches[i].name : "", bench ? " " : "", M, N, K, T, domains, (int)p->act, f,
+             dfcl_dtype_name(p->w.dtype));
 
     dfcl_case_add(c, "x", &p->x, DFCL_F32, (uint64_t)M * (uint64_t)K, DFCL_IN)->b = f & LARGE ? 3e4 : 1.0;
     dfcl_case_add_weight(c, &p->w, 0.1, f & ROWS, f & PANELS);
@@ -174,7 +201,8 @@ static void make_case(struct dfcl_case *c, int index) {
     if (f & Y)
         dfcl_case_add(c, "y", &p->y, DFCL_F32, MN, DFCL_OUT);
     if (f & OUT) {
-        struct dfcl_case_tensor *out = dfcl_case_add(c, "out", &p->out, DFCL_F32, MN, f & IN_PLACE ? DFCL_INOUT : DFCL_OUT);
+        struct dfcl_case_tensor *out =
+            dfcl_case_add(c, "out", &p->out, DFCL_F32, MN, f & IN_PLACE ? DFCL_INOUT : DFCL_OUT);
         if (f & IN_PLACE)
             dfcl_case_also(c, out, &p->res);
         else if (f & RES)

@@ -1,5 +1,5 @@
-/* Host references of the linear layer: double accumulation in four interleaved sums, so that a compiler may use vectors without
- * changing the order. */
+/* Host references of the linear layer: double accumulation in four interleaved sums, so that a compiler may use vectors
+ * without changing the order. */
 #include "ops/linear_ref.h"
 
 #include <math.h>
@@ -10,12 +10,9 @@
 
 double dfcl_act_ref(enum dfcl_act act, double x) {
     switch (act) {
-    case DFCL_ACT_GELU_TANH:
-        return 0.5 * x * (1.0 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)));
-    case DFCL_ACT_SILU:
-        return x / (1.0 + exp(-x));
-    default:
-        return x;
+    case DFCL_ACT_GELU_TANH: return 0.5 * x * (1.0 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)));
+    case DFCL_ACT_SILU: return x / (1.0 + exp(-x));
+    default: return x;
     }
 }
 
@@ -29,8 +26,7 @@ double dfcl_act_grad_ref(enum dfcl_act act, double x) {
         double s = 1.0 / (1.0 + exp(-x));
         return s * (1.0 + x * (1.0 - s));
     }
-    default:
-        return 1.0;
+    default: return 1.0;
     }
 }
 
@@ -42,13 +38,16 @@ dfcl_status dfcl_linear_check(const char *op, int M, const struct dfcl_weight *w
     if (!w->data.mem && !w->packed.mem)
         return dfcl_fail(err, DFCL_ERROR, "%s: the weight [%d,%d] has neither rows nor panels", op, w->N, w->K);
     if (w->packed.mem && w->layout != DFCL_PANEL48)
-        return dfcl_fail(err, DFCL_ERROR, "%s: packed weight of layout %d, expected %d", op, (int)w->layout, DFCL_PANEL48);
+        return dfcl_fail(err, DFCL_ERROR, "%s: packed weight of layout %d, expected %d", op, (int)w->layout,
+                         DFCL_PANEL48);
     if (w->data.mem && w->dtype != DFCL_F32 && w->dtype != DFCL_F16 && w->dtype != DFCL_BF16)
-        return dfcl_fail(err, DFCL_ERROR, "%s: weight of type %s, expected F32, F16 or BF16", op, dfcl_dtype_name(w->dtype));
+        return dfcl_fail(err, DFCL_ERROR, "%s: weight of type %s, expected F32, F16 or BF16", op,
+                         dfcl_dtype_name(w->dtype));
     return DFCL_OK;
 }
 
-dfcl_status dfcl_weight_host(struct dfcl_device *dev, const struct dfcl_weight *w, const float **out, float **owned, dfcl_error *err) {
+dfcl_status dfcl_weight_host(struct dfcl_device *dev, const struct dfcl_weight *w, const float **out, float **owned,
+                             dfcl_error *err) {
     *owned = NULL;
     if (w->data.mem && w->dtype == DFCL_F32) {
         *out = dfcl_host_ptr(dev, w->data);
@@ -93,8 +92,10 @@ dfcl_status dfcl_linear_fwd_host(struct dfcl_device *dev, const void *params, df
     if (s)
         return s;
     const int N = p->w.N, K = p->K;
-    const float *x = dfcl_host_ptr(dev, p->x), *bias = dfcl_host_ptr(dev, p->bias.ref), *gamma = dfcl_host_ptr(dev, p->gamma.ref);
-    const float *gamma_res = dfcl_host_ptr(dev, p->gamma_res.ref), *res = dfcl_host_ptr(dev, p->res), *gate = dfcl_host_ptr(dev, p->gate);
+    const float *x = dfcl_host_ptr(dev, p->x), *bias = dfcl_host_ptr(dev, p->bias.ref),
+                *gamma = dfcl_host_ptr(dev, p->gamma.ref);
+    const float *gamma_res = dfcl_host_ptr(dev, p->gamma_res.ref), *res = dfcl_host_ptr(dev, p->res),
+                *gate = dfcl_host_ptr(dev, p->gate);
     const int32_t *dom = dfcl_host_ptr(dev, p->dom);
     float *pre = dfcl_host_ptr(dev, p->pre), *y = dfcl_host_ptr(dev, p->y), *out = dfcl_host_ptr(dev, p->out);
     for (int n = 0; n < N; n++)

@@ -34,15 +34,17 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
     dfcl_args_i32(&a, p->w.K);
     char options[32];
     snprintf(options, sizeof options, "-DWTYPE=%d", w.wtype);
-    return dfcl_launch_kernel(dev, "pack", "pack", options, (int64_t)((dfcl_panel_count(p->w.N, p->w.K) + 255) / 256), 1, 1, &a, err);
+    return dfcl_launch_kernel(dev, "pack", "pack", options, (int64_t)((dfcl_panel_count(p->w.N, p->w.K) + 255) / 256),
+                              1, 1, &a, err);
 }
 
 static const struct {
     int N, K;
     enum dfcl_dtype dtype;
 } cases[] = {
-    {1, 1, DFCL_F32},    {48, 16, DFCL_F32},   {50, 33, DFCL_F32},    {95, 130, DFCL_F32}, {200, 7, DFCL_F32},
-    {50, 33, DFCL_BF16}, {97, 40, DFCL_F16}, /* benchmarks: */ {3456, 1152, DFCL_F32}, {1152, 4608, DFCL_BF16},
+    {1, 1, DFCL_F32},        {48, 16, DFCL_F32},  {50, 33, DFCL_F32}, {95, 130, DFCL_F32},
+    {200, 7, DFCL_F32},      {50, 33, DFCL_BF16}, {97, 40, DFCL_F16}, /* benchmarks: */ {3456, 1152, DFCL_F32},
+    {1152, 4608, DFCL_BF16},
 };
 enum { BENCHES = 2 };
 

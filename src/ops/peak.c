@@ -32,8 +32,8 @@ static dfcl_status time_loop(dfcl_device *dev, const struct loop *l, int steps, 
     dfcl_args_f32(&a, 0.001f);
     dfcl_args_i32(&a, steps);
     double start = now();
-    dfcl_status s = dfcl_launch_kernel(dev, l->cpu ? "peak_cpu" : "peak", l->cpu ? "peak_cpu" : "peak", l->cpu ? dfcl_cpu_options(dev) : NULL,
-                                       l->groups, 1, 1, &a, err);
+    dfcl_status s = dfcl_launch_kernel(dev, l->cpu ? "peak_cpu" : "peak", l->cpu ? "peak_cpu" : "peak",
+                                       l->cpu ? dfcl_cpu_options(dev) : NULL, l->groups, 1, 1, &a, err);
     if (!s)
         s = dfcl_finish(dev, err);
     *seconds = now() - start;
@@ -51,7 +51,8 @@ dfcl_status dfcl_bench_peak(dfcl_device *dev, int repeat, double *flops, dfcl_er
     l.flops = l.cpu ? 2.0 * (lanes == 16 ? 24 : 12) * lanes : 64.0 * 64.0;
     struct dfcl_mem *mem = NULL;
     double *rate = dfcl_calloc(dev->ctx, (size_t)repeat, sizeof *rate, err);
-    dfcl_status s = rate ? dfcl_mem_create(dev, (uint64_t)l.groups * (l.cpu ? 1 : 64) * 4, "peak", &mem, err) : DFCL_NOMEM;
+    dfcl_status s =
+        rate ? dfcl_mem_create(dev, (uint64_t)l.groups * (l.cpu ? 1 : 64) * 4, "peak", &mem, err) : DFCL_NOMEM;
     if (s)
         goto out;
     l.out.mem = mem;

@@ -1,4 +1,5 @@
-/* The references of the linear layer against each other: backward ops are the derivative of forward, packing is a change of layout. */
+/* The references of the linear layer against each other: backward ops are the derivative of forward, packing is a
+ * change of layout. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -71,12 +72,14 @@ static void gradients_are_derivatives(void **state) {
     for (int act = DFCL_ACT_NONE; act <= DFCL_ACT_SILU; act++) {
         f->count = 0;
         struct dfcl_ref pre = tensor(f, 1, M * K, 1.0), h = tensor(f, 2, M * K, 1.0), w = tensor(f, 3, N * K, 0.3);
-        struct dfcl_ref dz = tensor(f, 4, M * N, 1.0), z = tensor(f, 5, M * N, 1.0), dx = tensor(f, 6, M * K, 1.0), dw = tensor(f, 7, N * K, 1.0);
+        struct dfcl_ref dz = tensor(f, 4, M * N, 1.0), z = tensor(f, 5, M * N, 1.0), dx = tensor(f, 6, M * K, 1.0),
+                        dw = tensor(f, 7, N * K, 1.0);
         struct dfcl_ref dx0 = tensor(f, 6, M * K, 1.0), dw0 = tensor(f, 7, N * K, 1.0);
         struct dfcl_linear_fwd fwd = {.M = M, .K = K, .T = T, .x = h, .w = {.N = N, .K = K, .data = w}, .y = z};
         for (int i = 0; i < M * K; i++)
             at(h)[i] = (float)dfcl_act_ref((enum dfcl_act)act, at(pre)[i]);
-        struct dfcl_linear_dx bx = {.M = M, .dy = dz, .w = fwd.w, .act = (enum dfcl_act)act, .pre = pre, .dx = dx, .accumulate = true};
+        struct dfcl_linear_dx bx = {
+            .M = M, .dy = dz, .w = fwd.w, .act = (enum dfcl_act)act, .pre = pre, .dx = dx, .accumulate = true};
         struct dfcl_linear_dw bw = {.M = M, .N = N, .K = K, .dy = dz, .x = h, .dw = dw};
         run(f, &dfcl_op_linear_dx, &bx);
         run(f, &dfcl_op_linear_dw, &bw);
@@ -113,8 +116,10 @@ static void gradients_are_derivatives(void **state) {
 static void epilogue_is_the_formula(void **state) {
     struct fixture *f = *state;
     struct dfcl_ref x = tensor(f, 1, M * K, 1.0), w = tensor(f, 2, N * K, 0.3), plain = tensor(f, 3, M * N, 1.0);
-    struct dfcl_ref bias = tensor(f, 4, DOMAINS * N, 1.0), g1 = tensor(f, 5, DOMAINS * N, 1.0), g2 = tensor(f, 6, DOMAINS * N, 1.0);
-    struct dfcl_ref gate = tensor(f, 7, SAMPLES * 2 * N, 1.0), res = tensor(f, 8, T * N, 1.0), dom = tensor(f, 9, SAMPLES, 1.0);
+    struct dfcl_ref bias = tensor(f, 4, DOMAINS * N, 1.0), g1 = tensor(f, 5, DOMAINS * N, 1.0),
+                    g2 = tensor(f, 6, DOMAINS * N, 1.0);
+    struct dfcl_ref gate = tensor(f, 7, SAMPLES * 2 * N, 1.0), res = tensor(f, 8, T * N, 1.0),
+                    dom = tensor(f, 9, SAMPLES, 1.0);
     struct dfcl_ref pre = tensor(f, 10, M * N, 1.0), y = tensor(f, 11, M * N, 1.0), out = tensor(f, 12, M * N, 1.0);
     const int32_t domains[SAMPLES] = {2, 0, 1, 2, 2, 0};
     memcpy(at(dom), domains, sizeof domains);
@@ -139,7 +144,8 @@ static void epilogue_is_the_formula(void **state) {
             double u = (double)at(plain)[i] + at(bias)[d], v = u / (1.0 + exp(-u)) * at(g1)[d];
             assert_true(fabs(at(pre)[i] - u) < 1e-5);
             assert_true(fabs(at(y)[i] - v) < 1e-5);
-            assert_true(fabs(at(out)[i] - (at(res)[m % T * N + n] + (double)at(gate)[(2 * s + 1) * N + n] * at(g2)[d] * v)) < 1e-4);
+            assert_true(fabs(at(out)[i] -
+                             (at(res)[m % T * N + n] + (double)at(gate)[(2 * s + 1) * N + n] * at(g2)[d] * v)) < 1e-4);
         }
 }
 
