@@ -30,7 +30,7 @@ typedef enum dfcl_status {
     DFCL_NONFINITE = 5,     /* NaN or infinity where a number was needed */
     DFCL_FORMAT = 6,        /* a file that is malformed, or does not match its companion */
     DFCL_IO = 7,            /* the operating system refused to read or write */
-    DFCL_INTERRUPTED = 130, /* stopped on request; everything was saved */
+    DFCL_INTERRUPTED = 130, /* stopped on request */
 } dfcl_status;
 
 #define DFCL_ERROR_MAX 1024

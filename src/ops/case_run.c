@@ -2,9 +2,9 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/half.h"
+#include "base/clock.h"
 #include "base/philox.h"
 #include "ops/case.h"
 
@@ -348,21 +348,15 @@ dfcl_status dfcl_case_check(struct dfcl_case *c, struct dfcl_device *dev, const 
 
 /* ---- timing ---- */
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static dfcl_status time_launches(struct run *r, const struct dfcl_case *c, const struct dfcl_variant *v, int64_t n, double *seconds,
                                  dfcl_error *err) {
-    double start = now();
+    double start = dfcl_now();
     dfcl_status s = DFCL_OK;
     for (int64_t i = 0; i < n && !s; i++)
         s = run_launch(r, c->op, v, err);
     if (!s)
         s = dfcl_finish(r->dev, err);
-    *seconds = now() - start;
+    *seconds = dfcl_now() - start;
     return s;
 }
 

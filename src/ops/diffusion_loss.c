@@ -5,16 +5,6 @@
 #include "ops/case.h"
 #include "ops/rows.h"
 
-static bool host_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_host(dev);
-}
-
-static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_kernels(dev);
-}
-
 static dfcl_status sizes_check(int B, int n, dfcl_error *err) {
     return B < 0 || n < 1 ? dfcl_fail(err, DFCL_ERROR, "B %d, n %d: expected positive sizes", B, n) : DFCL_OK;
 }
@@ -316,8 +306,8 @@ static double loss_bytes(const void *params) {
 }
 
 static const struct dfcl_variant q_variants[] = {
-    {.name = "portable", .supports = kernels_ok, .launch = q_sample_portable},
-    {.name = "host", .supports = host_ok, .launch = q_sample_host},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = q_sample_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = q_sample_host},
 };
 const struct dfcl_op dfcl_op_q_sample = {
     .name = "q_sample",
@@ -332,8 +322,8 @@ const struct dfcl_op dfcl_op_q_sample = {
 };
 
 static const struct dfcl_variant loss_variants[] = {
-    {.name = "portable", .supports = kernels_ok, .scratch = loss_scratch, .launch = loss_portable},
-    {.name = "host", .supports = host_ok, .launch = loss_host},
+    {.name = "portable", .supports = dfcl_supports_kernels, .scratch = loss_scratch, .launch = loss_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = loss_host},
 };
 const struct dfcl_op dfcl_op_hybrid_loss = {
     .name = "hybrid_loss",

@@ -5,16 +5,6 @@
 #include "ops/case.h"
 #include "ops/rows.h"
 
-static bool host_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_host(dev);
-}
-
-static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_kernels(dev);
-}
-
 /* ---- checks of parameters that would make a launch read or write elsewhere ---- */
 
 static dfcl_status timestep_check(const struct dfcl_timestep_embed *p, dfcl_error *err) {
@@ -218,8 +208,8 @@ static double class_bwd_bytes(const void *params) {
 }
 
 static const struct dfcl_variant timestep_variants[] = {
-    {.name = "portable", .supports = kernels_ok, .launch = timestep_portable},
-    {.name = "host", .supports = host_ok, .launch = timestep_host},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = timestep_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = timestep_host},
 };
 const struct dfcl_op dfcl_op_timestep_embed = {
     .name = "timestep_embed",
@@ -234,8 +224,8 @@ const struct dfcl_op dfcl_op_timestep_embed = {
 };
 
 static const struct dfcl_variant class_variants[] = {
-    {.name = "portable", .supports = kernels_ok, .launch = class_portable},
-    {.name = "host", .supports = host_ok, .launch = class_host},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = class_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = class_host},
 };
 const struct dfcl_op dfcl_op_class_embed = {
     .name = "class_embed",
@@ -250,8 +240,8 @@ const struct dfcl_op dfcl_op_class_embed = {
 };
 
 static const struct dfcl_variant class_bwd_variants[] = {
-    {.name = "portable", .supports = kernels_ok, .launch = class_bwd_portable},
-    {.name = "host", .supports = host_ok, .launch = class_bwd_host},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = class_bwd_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = class_bwd_host},
 };
 const struct dfcl_op dfcl_op_class_embed_bwd = {
     .name = "class_embed_bwd",

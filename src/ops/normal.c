@@ -5,16 +5,6 @@
 #include "ops/case.h"
 #include "ops/rows.h"
 
-static bool host_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_host(dev);
-}
-
-static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_kernels(dev);
-}
-
 static dfcl_status normal_check(const struct dfcl_normal *p, dfcl_error *err) {
     if (p->B < 0 || p->n < 0)
         return dfcl_fail(err, DFCL_ERROR, "B %d, n %d: expected sizes of at least 0", p->B, p->n);
@@ -82,8 +72,8 @@ static double normal_bytes(const void *params) {
 }
 
 static const struct dfcl_variant normal_variants[] = {
-    {.name = "portable", .supports = kernels_ok, .launch = normal_portable},
-    {.name = "host", .supports = host_ok, .launch = normal_host},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = normal_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = normal_host},
 };
 const struct dfcl_op dfcl_op_normal = {
     .name = "normal",

@@ -1,4 +1,5 @@
 #include "ops/ops.h"
+#include "ops/rows.h"
 
 #include <string.h>
 
@@ -41,13 +42,13 @@ const struct dfcl_op *const *dfcl_ops(int *count) {
 }
 
 bool dfcl_supports_host(const struct dfcl_device *dev, const void *params) {
-    return !strcmp(dev->info.backend, "host");
+    return dfcl_on_host(dev);
 }
 bool dfcl_supports_kernels(const struct dfcl_device *dev, const void *params) {
-    return strcmp(dev->info.backend, "host") != 0;
+    return dfcl_on_kernels(dev);
 }
 bool dfcl_supports_cpu(const struct dfcl_device *dev, const void *params) {
-    return !strcmp(dev->info.backend, "opencl") && dev->info.type == DFCL_DEVICE_CPU;
+    return dfcl_on_cpu(dev);
 }
 
 const struct dfcl_variant *dfcl_op_choose(const struct dfcl_device *dev, const struct dfcl_op *op, const void *params) {

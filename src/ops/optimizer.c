@@ -5,20 +5,6 @@
 #include "ops/case.h"
 #include "ops/rows.h"
 
-static bool host_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_host(dev);
-}
-
-static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_kernels(dev);
-}
-static bool cpu_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_cpu(dev);
-}
-
 static dfcl_status count_check(int64_t n, dfcl_error *err) {
     return n < 0 ? dfcl_fail(err, DFCL_ERROR, "%lld values", (long long)n) : DFCL_OK;
 }
@@ -299,9 +285,9 @@ static double sumsq_bytes(const void *params) {
 }
 
 static const struct dfcl_variant adamw_variants[] = {
-    {.name = "cpu", .supports = cpu_ok, .launch = adamw_cpu},
-    {.name = "portable", .supports = kernels_ok, .launch = adamw_portable},
-    {.name = "host", .supports = host_ok, .launch = adamw_host},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = adamw_cpu},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = adamw_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = adamw_host},
 };
 const struct dfcl_op dfcl_op_adamw = {
     .name = "adamw",
@@ -316,9 +302,9 @@ const struct dfcl_op dfcl_op_adamw = {
 };
 
 static const struct dfcl_variant ema_variants[] = {
-    {.name = "cpu", .supports = cpu_ok, .launch = ema_cpu},
-    {.name = "portable", .supports = kernels_ok, .launch = ema_portable},
-    {.name = "host", .supports = host_ok, .launch = ema_host},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = ema_cpu},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = ema_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = ema_host},
 };
 const struct dfcl_op dfcl_op_ema = {
     .name = "ema",
@@ -333,9 +319,9 @@ const struct dfcl_op dfcl_op_ema = {
 };
 
 static const struct dfcl_variant axpby_variants[] = {
-    {.name = "cpu", .supports = cpu_ok, .launch = axpby_cpu},
-    {.name = "portable", .supports = kernels_ok, .launch = axpby_portable},
-    {.name = "host", .supports = host_ok, .launch = axpby_host},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = axpby_cpu},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = axpby_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = axpby_host},
 };
 const struct dfcl_op dfcl_op_axpby = {
     .name = "axpby",
@@ -350,9 +336,9 @@ const struct dfcl_op dfcl_op_axpby = {
 };
 
 static const struct dfcl_variant sumsq_variants[] = {
-    {.name = "cpu", .supports = cpu_ok, .scratch = sumsq_scratch, .launch = sumsq_cpu},
-    {.name = "portable", .supports = kernels_ok, .scratch = sumsq_scratch, .launch = sumsq_portable},
-    {.name = "host", .supports = host_ok, .launch = sumsq_host},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .scratch = sumsq_scratch, .launch = sumsq_cpu},
+    {.name = "portable", .supports = dfcl_supports_kernels, .scratch = sumsq_scratch, .launch = sumsq_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = sumsq_host},
 };
 const struct dfcl_op dfcl_op_sumsq = {
     .name = "sumsq",

@@ -1,16 +1,10 @@
 /* The multiply-add throughput that products are measured against. */
 #include <stdlib.h>
-#include <time.h>
 
 #include "ops/rows.h"
+#include "base/clock.h"
 
 #include <difffit-cl/verify.h>
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -31,12 +25,12 @@ static dfcl_status time_loop(dfcl_device *dev, const struct loop *l, int steps, 
     dfcl_args_f32(&a, 0.999f);
     dfcl_args_f32(&a, 0.001f);
     dfcl_args_i32(&a, steps);
-    double start = now();
+    double start = dfcl_now();
     dfcl_status s = dfcl_launch_kernel(dev, l->cpu ? "peak_cpu" : "peak", l->cpu ? "peak_cpu" : "peak",
                                        l->cpu ? dfcl_cpu_options(dev) : NULL, l->groups, 1, 1, &a, err);
     if (!s)
         s = dfcl_finish(dev, err);
-    *seconds = now() - start;
+    *seconds = dfcl_now() - start;
     return s;
 }
 

@@ -5,16 +5,6 @@
 #include "ops/case.h"
 #include "ops/rows.h"
 
-static bool host_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_host(dev);
-}
-
-static bool kernels_ok(const struct dfcl_device *dev, const void *params) {
-    (void)params;
-    return dfcl_on_kernels(dev);
-}
-
 static dfcl_status guide_check(const struct dfcl_guide *p, dfcl_error *err) {
     if (p->m < 0 || p->C < 1 || p->hw < 1 || p->chans < 0 || p->chans > p->C)
         return dfcl_fail(err, DFCL_ERROR, "m %d, C %d, hw %d, %d guided channels: expected positive sizes, at most C guided", p->m, p->C,
@@ -299,8 +289,8 @@ static double linear_bytes(const void *params) {
 }
 
 static const struct dfcl_variant guide_variants[] = {
-    {.name = "portable", .supports = kernels_ok, .launch = guide_portable},
-    {.name = "host", .supports = host_ok, .launch = guide_host},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = guide_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = guide_host},
 };
 const struct dfcl_op dfcl_op_guide = {
     .name = "guide",
@@ -315,8 +305,8 @@ const struct dfcl_op dfcl_op_guide = {
 };
 
 static const struct dfcl_variant ddpm_variants[] = {
-    {.name = "portable", .supports = kernels_ok, .launch = ddpm_portable},
-    {.name = "host", .supports = host_ok, .launch = ddpm_host},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = ddpm_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = ddpm_host},
 };
 const struct dfcl_op dfcl_op_ddpm_step = {
     .name = "ddpm_step",
@@ -331,8 +321,8 @@ const struct dfcl_op dfcl_op_ddpm_step = {
 };
 
 static const struct dfcl_variant linear_variants[] = {
-    {.name = "portable", .supports = kernels_ok, .launch = linear_portable},
-    {.name = "host", .supports = host_ok, .launch = linear_host},
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = linear_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = linear_host},
 };
 const struct dfcl_op dfcl_op_linear_step = {
     .name = "linear_step",

@@ -1,8 +1,8 @@
 #include "sample/sampler.h"
+#include "base/clock.h"
 
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/philox.h"
 
@@ -154,12 +154,6 @@ void dfcl_sampler_destroy(struct dfcl_sampler **sampler) {
 
 int dfcl_sampler_batch(const struct dfcl_sampler *sampler) {
     return sampler->batch;
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* ---- one batch ---- */
@@ -329,14 +323,14 @@ static dfcl_status run_batch(struct dfcl_sampler *s, struct batch *b, double sta
         }
         if (!st && s->opt.progress) {
             int64_t done = (int64_t)b->first * solver->steps + (int64_t)(j + 1) * b->m;
-            s->opt.progress(s->opt.progress_user, (int)done, (int)total, now() - start);
+            s->opt.progress(s->opt.progress_user, (int)done, (int)total, dfcl_now() - start);
         }
     }
     return st ? st : dfcl_read(s->dev, host, s->d.x, (uint64_t)b->m * s->values * 4, err);
 }
 
 dfcl_status dfcl_sampler_run(struct dfcl_sampler *s, const struct dfcl_sampler_item *items, int n, float *out, dfcl_error *err) {
-    double start = now();
+    double start = dfcl_now();
     if (n < 0 || n > s->capacity || (int64_t)n * s->opt.solver->steps > INT32_MAX)
         return dfcl_fail(err, DFCL_USAGE, "sampling: %d pictures of %d steps, expected at most %d pictures and 2^31 steps in all", n,
                          s->opt.solver->steps, s->capacity);

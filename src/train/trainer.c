@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "base/philox.h"
+#include "base/clock.h"
 #include "data/dataset.h"
 #include "diffusion/schedule.h"
 #include "methods/delta.h"
@@ -41,12 +42,6 @@ struct dfcl_trainer {
     double began, line_time, paused; /* paused: saving and drawing, which are not training */
     int64_t line_step;
 };
-
-static double now(void) {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
-}
 
 static double wall(void) {
     struct timespec ts;
@@ -205,7 +200,7 @@ dfcl_status dfcl_trainer_create(dfcl_trainer **out, dfcl_device *dev, const stru
         goto out;
     }
     describe(t);
-    t->began = t->line_time = now();
+    t->began = t->line_time = dfcl_now();
     t->line_step = t->state.step;
 out:
     if (s)
@@ -292,7 +287,7 @@ static double recent_mean(const struct dfcl_train_state *st) {
 /* One line: means over the steps since the last line. */
 static dfcl_status write_line(dfcl_trainer *t, const struct dfcl_step_result *r, double lr, dfcl_error *err) {
     struct dfcl_train_state *st = &t->state;
-    double n = (double)st->sum_steps, at = wall(), spent = now() - t->line_time;
+    double n = (double)st->sum_steps, at = wall(), spent = dfcl_now() - t->line_time;
     double loss = st->sum_loss / n, mse = st->sum_mse / n, vb = st->sum_vb / n; /* NaN when all were skipped: null in JSON */
     double speed = spent > 0.0 ? (double)(st->step - t->line_step) * t->cfg.p.batch / spent : 0.0;
     cJSON *o = cJSON_CreateObject();
@@ -317,7 +312,7 @@ static dfcl_status write_line(dfcl_trainer *t, const struct dfcl_step_result *r,
         s = dfcl_events_flush(&t->run.events, err);
     st->sum_steps = 0;
     st->sum_loss = st->sum_mse = st->sum_vb = 0.0;
-    t->line_time = now();
+    t->line_time = dfcl_now();
     t->line_step = st->step;
     return s;
 }
@@ -374,7 +369,7 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     *done = st->step >= p->steps;
     if (!s && (due(p->log_every, st->step) || *done))
         s = write_line(t, &r, lr, err);
-    double pause = now();
+    double pause = dfcl_now();
     if (!s && (due(p->checkpoint_every, st->step) || *done)) {
         s = dfcl_trainer_save(t, err);
         g.checkpointed = !s;
@@ -385,7 +380,7 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
         s = dfcl_preview(t->model, t->st, &t->run, st->step, p->seed, p->max_memory, &t->sample_path, err);
         g.sample_path = t->sample_path;
     }
-    pause = now() - pause;
+    pause = dfcl_now() - pause;
     t->line_time += pause;
     t->paused += pause;
     g.step = st->step;
@@ -396,7 +391,7 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     g.grad_norm = r.grad_norm;
     g.lr = lr;
     g.skipped = st->skipped;
-    g.seconds = now() - t->began;
+    g.seconds = dfcl_now() - t->began;
     double spent = g.seconds - t->paused;
     g.images_per_second = spent > 0.0 ? (double)(st->step - t->summary.start_step) * p->batch / spent : 0.0;
     t->summary.peak_bytes = dfcl_device_memory_peak(t->dev);

@@ -26,7 +26,7 @@ static void help(FILE *f) {
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].help);
     fprintf(f, "\n`difffit-cl COMMAND --help` has the options. Exit codes: 0 done, 1 other error, 2 usage, 3 device, 4 out of memory,\n"
-               "5 non-finite numbers, 6 bad or mismatched file, 7 input/output, 130 interrupted (after saving).\n");
+               "5 non-finite numbers, 6 bad or mismatched file, 7 input/output, 130 interrupted (training saves first).\n");
 }
 
 static void log_line(void *user, enum dfcl_log_level level, const char *line) {

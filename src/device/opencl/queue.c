@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "device/opencl/ocl.h"
+#include "base/clock.h"
 
 static void *waiter_main(void *arg) {
     struct ocl_waiter *w = arg;
@@ -107,12 +108,6 @@ void ocl_marks_release(struct ocl_device *d) {
     marks_drop(d, d->mark_count);
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 dfcl_status ocl_check_lost(const struct ocl_device *d, dfcl_error *err) {
     if (d->lost)
         return dfcl_fail(err, DFCL_DEVICE, "%s: given up after its queue hung", d->dev.info.name);
@@ -124,9 +119,9 @@ dfcl_status ocl_wait(struct ocl_device *d, cl_event event, const char *what, dfc
     cl_int result;
     if (event) {
         /* Small transfers are over sooner than two threads can take turns. */
-        double until = now() + 50e-6;
+        double until = dfcl_now() + 50e-6;
         clFlush(d->queue);
-        while (event_state(event) > CL_COMPLETE && now() < until)
+        while (event_state(event) > CL_COMPLETE && dfcl_now() < until)
             sched_yield();
     }
     if (event && event_state(event) <= CL_COMPLETE) {
@@ -138,7 +133,7 @@ dfcl_status ocl_wait(struct ocl_device *d, cl_event event, const char *what, dfc
                 clReleaseEvent(event);
             return ocl_fail(d, err, e, what);
         }
-        double limit = now() + d->watchdog_s;
+        double limit = dfcl_now() + d->watchdog_s;
         unsigned done = 0;
         pthread_mutex_lock(&w->lock);
         w->event = event;
@@ -146,15 +141,15 @@ dfcl_status ocl_wait(struct ocl_device *d, cl_event event, const char *what, dfc
         w->busy = true;
         pthread_cond_signal(&w->wake);
         while (w->busy) {
-            double until = DFCL_MIN(limit, now() + 1.0);
+            double until = DFCL_MIN(limit, dfcl_now() + 1.0);
             struct timespec t = {.tv_sec = (time_t)until, .tv_nsec = (long)((until - (double)(time_t)until) * 1e9)};
             if (pthread_cond_timedwait(&w->done, &w->lock, &t) != ETIMEDOUT)
                 continue;
             unsigned n = marks_done(d);
             if (n > done)
-                limit = now() + d->watchdog_s;
+                limit = dfcl_now() + d->watchdog_s;
             done = n;
-            if (w->busy && now() >= limit) {
+            if (w->busy && dfcl_now() >= limit) {
                 pthread_mutex_unlock(&w->lock);
                 d->lost = true;
                 return dfcl_fail(err, DFCL_DEVICE, "%s: %s: the queue has made no progress for %.1f s; the driver or a kernel hangs",
