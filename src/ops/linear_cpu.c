@@ -5,14 +5,12 @@
 #include "ops/linear_common.h"
 #include "ops/rows.h"
 
-enum kind { FWD_PANELS, FWD_ROWS, DX_PANELS, DX_ROWS, DW, PACK, DX_DOT }; /* KIND of cl/linear_cpu.cl */
-enum { RB_MAX = 256 };                                                    /* its rows of an item, at most */
+enum kind { FWD_PANELS, FWD_ROWS, DX_PANELS, DX_ROWS, DW, PACK, DX_DOT, FWD_DIRECT }; /* KIND of cl/linear_cpu.cl */
+enum { RB_MAX = 256 };                                                                /* its rows of an item, at most */
+enum { FEW_MAX = 16 };
 enum { DOT_ROWS = 24 }; /* dx of up to so many rows goes by dot products */
 
-/* Rows of the register tile for vectors of vw floats. */
-static int tile_rows(int vw) {
-    return vw == 16 ? 8 : 6;
-}
+enum { TILE_ROWS = 8 }; /* a multiple of the register tile's rows, whatever the vectors */
 
 static dfcl_status launch(struct dfcl_device *dev, const char *name, enum kind kind, struct dfcl_weight_form w,
                           int64_t gx, int64_t gy, int64_t gz, const struct dfcl_args *a, dfcl_error *err) {
@@ -22,14 +20,13 @@ static dfcl_status launch(struct dfcl_device *dev, const char *name, enum kind k
     return dfcl_launch_kernel(dev, "linear_cpu", name, options, gx, gy, gz, a, err);
 }
 
-/* Rows of C per work-item: as many as share a strip of the weight well, but few enough that every compute unit gets
- * several items. */
+/* Rows of C per work-item: as many as share a strip of the weight well, in even blocks, but few enough that every
+ * compute unit gets several items. */
 static int row_block(const struct dfcl_device *dev, int rows, int strips, int least) {
-    int tm = tile_rows(dfcl_cpu_lanes(dev)), rb = RB_MAX / tm * tm,
-        want = 4 * (int)DFCL_MAX(dev->info.compute_units, 1);
-    while (rb / 2 >= least && strips * dfcl_ceil_div(rows, rb) < want)
-        rb = (int)dfcl_ceil_div(rb / 2, tm) * tm;
-    return rb;
+    int want = 4 * (int)DFCL_MAX(dev->info.compute_units, 1), blocks = (int)dfcl_ceil_div(rows, RB_MAX);
+    while (strips * blocks < want && dfcl_ceil_div(rows, 2 * blocks) >= least)
+        blocks *= 2;
+    return (int)dfcl_ceil_div(dfcl_ceil_div(rows, blocks), TILE_ROWS) * TILE_ROWS;
 }
 
 dfcl_status dfcl_linear_fwd_cpu(struct dfcl_device *dev, const struct dfcl_linear_fwd *p, dfcl_error *err) {
@@ -39,8 +36,13 @@ dfcl_status dfcl_linear_fwd_cpu(struct dfcl_device *dev, const struct dfcl_linea
     struct dfcl_args a = {0};
     dfcl_linear_fwd_args(&a, p, w);
     dfcl_args_i32(&a, rb);
-    return launch(dev, "linear_fwd_cpu", panels ? FWD_PANELS : FWD_ROWS, w, strips, dfcl_ceil_div(p->M, rb), 1, &a,
-                  err);
+    /* Where a tile is as wide as a panel, panels are read as they lie; elsewhere only for few rows. */
+    bool direct = panels && (dfcl_cpu_lanes(dev) == 16 || p->M <= FEW_MAX);
+    return launch(dev, "linear_fwd_cpu",
+                  direct   ? FWD_DIRECT
+                  : panels ? FWD_PANELS
+                           : FWD_ROWS,
+                  w, strips, dfcl_ceil_div(p->M, rb), 1, &a, err);
 }
 
 dfcl_status dfcl_linear_dx_cpu(struct dfcl_device *dev, const struct dfcl_linear_dx *p, dfcl_error *err) {
@@ -74,8 +76,8 @@ struct cut {
     int rb, ts, slices;
 };
 static struct cut cut_dw(const struct dfcl_device *dev, const struct dfcl_linear_dw *p) {
-    int tm = tile_rows(dfcl_cpu_lanes(dev)), blocks = (int)dfcl_ceil_div(p->N, RB_MAX / tm * tm);
-    struct cut c = {.rb = (int)dfcl_ceil_div(dfcl_ceil_div(p->N, blocks), tm) * tm}; /* even blocks */
+    int blocks = (int)dfcl_ceil_div(p->N, RB_MAX);
+    struct cut c = {.rb = (int)dfcl_ceil_div(dfcl_ceil_div(p->N, blocks), TILE_ROWS) * TILE_ROWS}; /* even blocks */
     c.slices = dfcl_slices(dev, dfcl_ceil_div(p->K, DFCL_PANEL) * blocks, p->M, 256);
     c.ts = (int)dfcl_ceil_div(p->M, c.slices);
     return c;

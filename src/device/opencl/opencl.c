@@ -47,7 +47,8 @@ static void CL_CALLBACK context_notify(const char *text, const void *data, size_
 
 /* The OpenCL C version to ask for. 1.2 is what the kernels are written in; sub-group functions exist from 2.0 on. */
 static void choose_language(struct ocl_device *d) {
-    snprintf(d->std_plain, sizeof d->std_plain, "-cl-std=CL1.2");
+    /* -w: PoCL prints a count of warnings to the terminal; the compile checks refuse them with other compilers */
+    snprintf(d->std_plain, sizeof d->std_plain, "-cl-std=CL1.2 -w");
     int v = ocl_version_number(d->dev.info.version);
     d->sub_groups_core = v >= 210;
     char c[128];
@@ -57,8 +58,8 @@ static void choose_language(struct ocl_device *d) {
         major = 1;
     /* A 3.0 device may name 1.2 here, for compatibility, and still take CL3.0. */
     snprintf(d->std_sub_groups, sizeof d->std_sub_groups, "%s",
-             v >= 300     ? "-cl-std=CL3.0"
-             : major >= 2 ? "-cl-std=CL2.0"
+             v >= 300     ? "-cl-std=CL3.0 -w"
+             : major >= 2 ? "-cl-std=CL2.0 -w"
                           : "");
 }
 
