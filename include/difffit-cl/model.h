@@ -25,8 +25,12 @@ struct dfcl_model_shape {
 /* Fills depth, hidden, heads, patch of a named size ("DiT-S/8" ... "DiT-XL/2"); DFCL_USAGE if there is none. */
 DFCL_API dfcl_status dfcl_model_shape_named(const char *name, struct dfcl_model_shape *shape, dfcl_error *err);
 
+struct dfcl_init_params;
+
 struct dfcl_model_params {
     const char *path;       /* .pt, .safetensors, or a diffusers folder */
+    const struct dfcl_init_params *random; /* instead of a file: the base that dfcl_model_init would write, made in memory (path, heads,
+                                            * which and input do not apply). NULL: path */
     int heads;              /* 0: from metadata, config.json or a named size */
     const char *which;      /* training checkpoints: "ema" (default) or "model" */
     int max_domains;        /* beside the base; 0: 1 */
@@ -43,11 +47,12 @@ DFCL_API const struct dfcl_model_shape *dfcl_model_get_shape(const dfcl_model *m
 DFCL_API const char *dfcl_model_hash(const dfcl_model *model); /* SHA-256 of the weights used, hex; docs/formats.md */
 
 /* Writes a random base: weights as the original initialises them (Xavier uniform, zero adaLN and output) or, with scale > 0, every
- * value N(0, scale). dtype "f32", "f16" or "bf16". */
+ * value N(0, scale). dtype "f32" (also NULL), "f16" or "bf16". */
 struct dfcl_init_params {
     struct dfcl_model_shape shape;
     uint64_t seed;
     float scale;
+    int no_zeros;           /* 1, scale 0: what starts at zero is drawn too (matrices Xavier, vectors uniform in +-0.02): every value counts */
     const char *dtype;
     const char *const *class_names; /* shape.classes names, or NULL */
 };

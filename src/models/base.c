@@ -152,15 +152,56 @@ static dfcl_status read_positions(struct dfcl_base *b, dfcl_error *err) {
     return dfcl_tensor_file_read_f32(b->file, v, 0, v->count, b->positions, err);
 }
 
+/* ---- a random base ---- */
+
+/* What a value becomes in a file of that type. */
+static void round_values(enum dfcl_dtype dtype, float *v, size_t n) {
+    unsigned char part[4096];
+    const size_t most = sizeof part / sizeof(float);
+    for (size_t i = 0; dtype != DFCL_F32 && i < n; i += most) {
+        size_t m = DFCL_MIN(most, n - i);
+        dfcl_from_f32(dtype, v + i, part, m);
+        dfcl_to_f32(dtype, part, v + i, m);
+    }
+}
+
+static dfcl_status open_random(struct dfcl_base *b, const struct dfcl_init_params *init, dfcl_error *err) {
+    struct dfcl_dit_config *c = &b->cfg;
+    dfcl_status s = dfcl_init_check(init, c, &b->init_dtype, err);
+    if (s || (s = dfcl_dit_create_table(&b->table, b->ctx, c, err)))
+        return s;
+    b->random = true;
+    b->init = *init;
+    b->init.class_names = NULL;
+    b->init.dtype = NULL;
+    b->file_input = c->input;
+    int side = c->input / c->patch;
+    size_t count = (size_t)side * (size_t)side * (size_t)c->hidden;
+    if (!(b->path = dfcl_strdup(b->ctx, "random base", err)) || !(b->positions = dfcl_calloc(b->ctx, count, sizeof *b->positions, err)))
+        return DFCL_NOMEM;
+    if ((s = dfcl_pos_embed(side, c->hidden, c->pos_base, b->positions, err)))
+        return s;
+    round_values(b->init_dtype, b->positions, count);
+    return dfcl_names_copy(b->ctx, init->class_names, c->classes, &b->class_names, err);
+}
+
+/* ---- opening ---- */
+
 dfcl_status dfcl_base_open(struct dfcl_base **out, const dfcl_context *ctx, const struct dfcl_model_params *params, dfcl_error *err) {
     *out = NULL;
-    if (!params->path || !*params->path)
+    if (!params->random && (!params->path || !*params->path))
         return dfcl_fail(err, DFCL_USAGE, "model: no path given");
     struct dfcl_base *b = dfcl_calloc(ctx, 1, sizeof *b, err);
     if (!b)
         return DFCL_NOMEM;
     b->ctx = ctx;
     dfcl_status s = DFCL_NOMEM;
+    if (params->random) {
+        if ((s = open_random(b, params->random, err)))
+            goto out;
+        *out = b;
+        return DFCL_OK;
+    }
     if (!(b->path = dfcl_strdup(ctx, params->path, err)) ||
         (s = dfcl_tensor_file_open(&b->file, ctx, params->path, params->which, err)) || (s = find_shape(b, params, err)) ||
         (s = dfcl_dit_create_table(&b->table, ctx, &b->cfg, err)) || (s = check_tensors(b, err)) || (s = read_positions(b, err)))
@@ -243,11 +284,38 @@ static dfcl_status fold_own(struct dfcl_base *b, const struct dfcl_param *p, flo
     return s;
 }
 
-static dfcl_status hash_head(struct dfcl_sha256 *h, const struct dfcl_tensor_view *v, const char *name, dfcl_error *err) {
+/* A tensor as it is stored; in a random base, as dfcl_model_init would store it. */
+struct stored {
+    const struct dfcl_tensor_view *view; /* NULL: random */
+    enum dfcl_dtype dtype;
+    int ndim;
+    const int64_t *shape;
+    uint64_t count, bytes;
+};
+
+static struct stored stored_of(const struct dfcl_base *b, const struct dfcl_param *p) {
+    if (b->random)
+        return (struct stored){NULL, b->init_dtype, p->ndim, p->shape, (uint64_t)p->count,
+                               (uint64_t)p->count * dfcl_dtype_size(b->init_dtype)};
+    const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, p->name);
+    return (struct stored){v, v->dtype, v->ndim, v->shape, v->count, v->bytes};
+}
+
+/* Bytes to `raw`; `values` is room for the tensor as f32. */
+static dfcl_status read_stored(struct dfcl_base *b, const struct dfcl_param *p, const struct stored *t, void *raw, float *values,
+                               dfcl_error *err) {
+    if (t->view)
+        return dfcl_tensor_file_read_raw(b->file, t->view, raw, err);
+    dfcl_init_values(p, &b->init, values);
+    dfcl_from_f32(t->dtype, values, raw, (size_t)t->count);
+    return DFCL_OK;
+}
+
+static dfcl_status hash_head(struct dfcl_sha256 *h, const struct stored *t, const char *name, dfcl_error *err) {
     char text[256] = "";
-    dfcl_append(text, sizeof text, "%s\n%s\n", name, dfcl_dtype_name(v->dtype));
-    for (int i = 0; i < v->ndim; i++)
-        dfcl_append(text, sizeof text, "%s%lld", i ? "," : "", (long long)v->shape[i]);
+    dfcl_append(text, sizeof text, "%s\n%s\n", name, dfcl_dtype_name(t->dtype));
+    for (int i = 0; i < t->ndim; i++)
+        dfcl_append(text, sizeof text, "%s%lld", i ? "," : "", (long long)t->shape[i]);
     dfcl_append(text, sizeof text, "\n");
     return dfcl_sha256_update(h, text, strlen(text), err);
 }
@@ -267,15 +335,15 @@ dfcl_status dfcl_base_stream(struct dfcl_base *b, dfcl_base_visit visit, void *u
     unsigned char *raw = NULL;
     uint64_t most = 1, most_raw = 1;
     int n;
-    if (!b->file)
+    if (!b->file && !b->random)
         return dfcl_fail(err, DFCL_ERROR, "%s: read after it was closed", b->path);
     dfcl_status s = dfcl_base_order(b->table, &p, &n, err);
     if (s)
         return s;
     for (int i = 0; i < n; i++) {
-        const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, p[i]->name);
-        most = DFCL_MAX(most, v->count);
-        most_raw = DFCL_MAX(most_raw, v->bytes);
+        struct stored t = stored_of(b, p[i]);
+        most = DFCL_MAX(most, t.count);
+        most_raw = DFCL_MAX(most_raw, t.bytes);
     }
     s = DFCL_NOMEM;
     if (!(values = dfcl_calloc(b->ctx, (size_t)most, sizeof *values, err)) || !(raw = dfcl_calloc(b->ctx, (size_t)most_raw, 1, err)) ||
@@ -283,20 +351,21 @@ dfcl_status dfcl_base_stream(struct dfcl_base *b, dfcl_base_visit visit, void *u
         goto out;
     s = DFCL_OK;
     for (int i = 0; i < n && !s; i++) {
-        const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, p[i]->name);
-        s = dfcl_tensor_file_read_raw(b->file, v, raw, err);
-        if (!s && hash && !(s = hash_head(&h, v, p[i]->name, err)))
-            s = dfcl_sha256_update(&h, raw, (size_t)v->bytes, err);
+        struct stored t = stored_of(b, p[i]);
+        s = read_stored(b, p[i], &t, raw, values, err);
+        if (!s && hash && !(s = hash_head(&h, &t, p[i]->name, err)))
+            s = dfcl_sha256_update(&h, raw, (size_t)t.bytes, err);
         if (!s && visit) {
-            if ((unsigned)v->dtype >= DFCL_DTYPE_COUNT) {
-                s = dfcl_fail(err, DFCL_FORMAT, "%s: %s has type %s, which is not supported", b->path, p[i]->name, v->type_name);
+            if ((unsigned)t.dtype >= DFCL_DTYPE_COUNT) {
+                s = dfcl_fail(err, DFCL_FORMAT, "%s: %s has type %s, which is not supported", b->path, p[i]->name, t.view->type_name);
                 break;
             }
-            dfcl_to_f32(v->dtype, raw, values, (size_t)v->count);
-            if (!(s = check_finite(b, p[i]->name, values, v->count, err)) && !(s = fold_own(b, p[i], values, err)))
+            dfcl_to_f32(t.dtype, raw, values, (size_t)t.count);
+            if (!(s = check_finite(b, p[i]->name, values, t.count, err)) && !(s = fold_own(b, p[i], values, err)))
                 s = visit(user, p[i], values, err);
         }
-        dfcl_tensor_file_release(b->file, v);
+        if (t.view)
+            dfcl_tensor_file_release(b->file, t.view);
     }
     if (!s && hash)
         s = dfcl_sha256_finish(&h, hash, err);
@@ -312,11 +381,17 @@ dfcl_status dfcl_base_read(struct dfcl_base *b, const char *name, float **values
     *values = NULL;
     const struct dfcl_param *p = dfcl_dit_param(b->table, name);
     const struct dfcl_tensor_view *v = b->file ? dfcl_tensor_file_find(b->file, name) : NULL;
-    if (!p || !v)
+    if (!p || (!v && !b->random))
         return dfcl_fail(err, DFCL_ERROR, "%s: no tensor %s to read", b->path, name);
-    if (!(*values = dfcl_calloc(b->ctx, (size_t)v->count, sizeof **values, err)))
+    if (!(*values = dfcl_calloc(b->ctx, (size_t)p->count, sizeof **values, err)))
         return DFCL_NOMEM;
-    dfcl_status s = dfcl_tensor_file_read_f32(b->file, v, 0, v->count, *values, err);
+    dfcl_status s = DFCL_OK;
+    if (v) {
+        s = dfcl_tensor_file_read_f32(b->file, v, 0, v->count, *values, err);
+    } else {
+        dfcl_init_values(p, &b->init, *values);
+        round_values(b->init_dtype, *values, (size_t)p->count);
+    }
     if (!s)
         s = fold_own(b, p, *values, err);
     if (s) {

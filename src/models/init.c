@@ -12,8 +12,8 @@ static bool has(const char *name, const char *part) {
     return strstr(name, part) != NULL;
 }
 
-static void xavier(uint64_t seed, uint32_t sample, double fan_in, double fan_out, float *out, size_t count) {
-    float bound = (float)sqrt(6.0 / (fan_in + fan_out));
+static void uniform(uint64_t seed, uint32_t sample, double limit, float *out, size_t count) {
+    float bound = (float)limit;
     for (size_t i = 0; i < count; i += 4) {
         uint32_t word[4], counter[4] = {(uint32_t)(i / 4), sample, 0, DFCL_STREAM_INIT};
         dfcl_philox(seed, counter, word);
@@ -22,7 +22,7 @@ static void xavier(uint64_t seed, uint32_t sample, double fan_in, double fan_out
     }
 }
 
-static void fill(const struct dfcl_param *p, const struct dfcl_init_params *params, float *out) {
+void dfcl_init_values(const struct dfcl_param *p, const struct dfcl_init_params *params, float *out) {
     size_t n = (size_t)p->count;
     uint32_t sample = (uint32_t)p->index;
     bool normal = p->kind == DFCL_PARAM_TABLE || has(p->name, "t_embedder");
@@ -31,27 +31,37 @@ static void fill(const struct dfcl_param *p, const struct dfcl_init_params *para
         dfcl_normals(params->seed, DFCL_STREAM_INIT, 0, sample, out, n);
         for (size_t i = 0; i < n; i++)
             out[i] *= sd;
-    } else if (p->kind == DFCL_PARAM_VEC || has(p->name, "adaLN") || has(p->name, "final_layer")) {
+    } else if (!params->no_zeros && (p->kind == DFCL_PARAM_VEC || has(p->name, "adaLN") || has(p->name, "final_layer"))) {
         memset(out, 0, n * sizeof *out);
-    } else {
-        xavier(params->seed, sample, (double)p->count / (double)p->shape[0], (double)p->shape[0], out, n);
+    } else if (p->kind == DFCL_PARAM_VEC) {
+        uniform(params->seed, sample, 0.02, out, n);
+    } else { /* Xavier: fan-in and fan-out */
+        uniform(params->seed, sample, sqrt(6.0 / ((double)p->count / (double)p->shape[0] + (double)p->shape[0])), out, n);
     }
 }
 
-dfcl_status dfcl_model_init(const dfcl_context *ctx, const struct dfcl_init_params *params, const char *path, dfcl_error *err) {
+dfcl_status dfcl_init_check(const struct dfcl_init_params *params, struct dfcl_dit_config *cfg, enum dfcl_dtype *dtype, dfcl_error *err) {
     const struct dfcl_model_shape *sh = &params->shape;
-    struct dfcl_dit_config cfg = {.depth = sh->depth, .hidden = sh->hidden, .heads = sh->heads, .patch = sh->patch, .input = sh->input,
-                                  .channels = sh->channels, .classes = sh->classes, .pos_base = sh->positional_scale};
+    *cfg = (struct dfcl_dit_config){.depth = sh->depth, .hidden = sh->hidden, .heads = sh->heads, .patch = sh->patch, .input = sh->input,
+                                    .channels = sh->channels, .classes = sh->classes, .pos_base = sh->positional_scale};
+    dfcl_status s = dfcl_weight_dtype(params->dtype, dtype, err);
+    if (s)
+        return s;
+    if (!(params->scale >= 0) || params->scale > 1e6f)
+        return dfcl_fail(err, DFCL_USAGE, "init: scale %g, expected 0 or more", (double)params->scale);
+    return dfcl_dit_config_check(cfg, err);
+}
+
+dfcl_status dfcl_model_init(const dfcl_context *ctx, const struct dfcl_init_params *params, const char *path, dfcl_error *err) {
+    struct dfcl_dit_config cfg;
     enum dfcl_dtype dtype;
     struct dfcl_dit *dit = NULL;
     struct dfcl_st_writer *w = NULL;
     struct dfcl_param **p = NULL;
     float *buf = NULL;
-    dfcl_status s = dfcl_weight_dtype(params->dtype, &dtype, err);
+    dfcl_status s = dfcl_init_check(params, &cfg, &dtype, err);
     if (s)
         return s;
-    if (!(params->scale >= 0) || params->scale > 1e6f)
-        return dfcl_fail(err, DFCL_USAGE, "init: scale %g, expected 0 or more", (double)params->scale);
     if ((s = dfcl_dit_create_table(&dit, ctx, &cfg, err)) || (s = dfcl_st_writer_create(&w, ctx, path, err)) ||
         (s = dfcl_base_declare(w, dit, &cfg, (const char *const *)params->class_names, dtype, err)))
         goto out;
@@ -68,7 +78,7 @@ dfcl_status dfcl_model_init(const dfcl_context *ctx, const struct dfcl_init_para
     if ((s = dfcl_base_write_positions(w, ctx, &cfg, NULL, err)))
         goto out;
     for (int i = 0; i < n; i++) {
-        fill(p[i], params, buf);
+        dfcl_init_values(p[i], params, buf);
         if ((s = dfcl_st_writer_f32(w, buf, (size_t)p[i]->count, err)))
             goto out;
     }

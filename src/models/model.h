@@ -19,8 +19,11 @@ struct dfcl_st_writer;
 
 struct dfcl_base {
     const dfcl_context *ctx;
-    struct dfcl_tensor_file *file; /* NULL once the model is on its device */
-    char *path;
+    struct dfcl_tensor_file *file; /* NULL once the model is on its device, and for a random base */
+    char *path;                    /* of the file, or what messages call a random base */
+    bool random;                   /* values come from dfcl_init_values */
+    struct dfcl_init_params init;  /* random: how; its class names are not kept here */
+    enum dfcl_dtype init_dtype;
     struct dfcl_dit *table;        /* names and shapes, on no device */
     struct dfcl_dit_config cfg;    /* as used: `input` and `pos_base` reflect params.input */
     int file_input;                /* the file's own resolution; 0: it does not say */
@@ -96,6 +99,10 @@ dfcl_status dfcl_model_save(dfcl_model *model, const char *path, struct dfcl_ref
 
 /* ---- writing a base ---- */
 
+/* Initial values of one parameter, rounded to no type yet. */
+void dfcl_init_values(const struct dfcl_param *p, const struct dfcl_init_params *params, float *out);
+/* Shape and type that `params` describes; DFCL_USAGE when they cannot be. */
+dfcl_status dfcl_init_check(const struct dfcl_init_params *params, struct dfcl_dit_config *cfg, enum dfcl_dtype *dtype, dfcl_error *err);
 /* "f32" (also NULL), "f16", "bf16". */
 dfcl_status dfcl_weight_dtype(const char *text, enum dfcl_dtype *out, dfcl_error *err);
 /* The parameters of a base without gammas in byte order of their names: the order of hashing, streaming and writing. Freed with dfcl_free. */

@@ -69,6 +69,8 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
     for (size_t i = 0; i < DFCL_COUNT(needed); i++)
         if (!needed[i].value || !needed[i].value[0])
             return dfcl_fail(err, DFCL_USAGE, "training: expected a model, data and a run directory, found no %s", needed[i].name);
+    if (p->model.random)
+        return dfcl_fail(err, DFCL_USAGE, "training: expected a base in a file, found a random one in memory");
     dfcl_status s = DFCL_OK;
     const char **strings[] = {&p->model.path, &p->model.which, &p->data, &p->run_dir, &p->method, &p->gamma_sites,
                               &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype};

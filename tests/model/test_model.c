@@ -517,6 +517,40 @@ static void test_init(void **state) {
     assert_int_equal(dfcl_model_init(ctx, &ip, b, &err), DFCL_USAGE);
 }
 
+/* A base made in memory is the one that a file would hold: same hash, same positions, same output. */
+static void test_random_base(void **state) {
+    static const char *const types[] = {"f32", "f16", "bf16"};
+    const float t[2] = {3, 700};
+    const int ids[2] = {1, 7};
+    float x[2 * 3 * 64];
+    dfcl_error err = {0};
+    for (size_t i = 0; i < DFCL_COUNT(x); i++)
+        x[i] = (float)sin((double)i);
+    for (size_t k = 0; k < DFCL_COUNT(types); k++) {
+        struct dfcl_init_params ip = {.shape = {.depth = 2, .hidden = 64, .heads = 4, .patch = 2, .input = 8, .channels = 3, .classes = 7},
+                                      .seed = 9, .no_zeros = 1, .dtype = types[k]};
+        struct dfcl_model_params p = {.random = &ip};
+        const char *path = tmp_path("r.safetensors");
+        ok(dfcl_model_init(ctx, &ip, path, &err), &err);
+        dfcl_model *a = open_model(path, NULL, 1), *b;
+        ok(dfcl_model_open(&b, dev, &p, &err), &err);
+        assert_string_equal(dfcl_model_hash(a), dfcl_model_hash(b));
+        float *u = forward(a, 2, x, t, ids, NULL), *v = forward(b, 2, x, t, ids, NULL), top = 0;
+        assert_memory_equal(u, v, sizeof x * 2);
+        for (size_t i = 0; i < 2 * DFCL_COUNT(x); i++)
+            top = fmaxf(top, fabsf(u[i]));
+        assert_true(top > 0.01f); /* no zeros: the output layer and the gates count */
+        free(u), free(v);
+        dfcl_model_close(&a);
+        dfcl_model_close(&b);
+    }
+    struct dfcl_init_params ip = {.shape = {.depth = 2, .hidden = 64, .heads = 5, .patch = 2, .input = 8, .channels = 3, .classes = 7}};
+    struct dfcl_model_params p = {.random = &ip};
+    dfcl_model *m;
+    assert_int_equal(dfcl_model_open(&m, dev, &p, &err), DFCL_USAGE);
+    assert_null(m);
+}
+
 static void test_full(void **state) {
     dfcl_error err = {0};
     struct input in = input();
@@ -685,7 +719,7 @@ int main(void) {
         cmocka_unit_test(test_class_tables),   cmocka_unit_test(test_delta_difffit), cmocka_unit_test(test_delta_others),
         cmocka_unit_test(test_delta_file),     cmocka_unit_test(test_full),         cmocka_unit_test(test_resolution),
         cmocka_unit_test(test_open_errors),    cmocka_unit_test(test_containers),   cmocka_unit_test(test_plain_delta),
-        cmocka_unit_test(test_describe),
+        cmocka_unit_test(test_describe),       cmocka_unit_test(test_random_base),
     };
     snprintf(dir, sizeof dir, "/tmp/dfcl-model-XXXXXX");
     if (!mkdtemp(dir))
