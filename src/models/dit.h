@@ -95,6 +95,12 @@ dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, ui
                           dfcl_error *err);
 /* Only computes the plan; takes nothing. */
 dfcl_status dfcl_dit_plan_only(struct dfcl_dit *dit, int max_batch, bool training, struct dfcl_plan *plan, dfcl_error *err);
+/* The plan in use; max_batch 0: none. */
+const struct dfcl_plan *dfcl_dit_current_plan(const struct dfcl_dit *dit);
+/* Names every op that a pass of B samples queues under the current plan and the variant that runs it, in order, without running it: forward, and
+ * backward too when the plan is a training one. */
+dfcl_status dfcl_dit_walk(struct dfcl_dit *dit, int B, void (*note)(void *user, const struct dfcl_op *op, const struct dfcl_variant *v),
+                          void *user, dfcl_error *err);
 /* Formats a plan as a few readable lines. */
 void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size);
 

@@ -209,6 +209,21 @@ dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, ui
     return DFCL_OK;
 }
 
+const struct dfcl_plan *dfcl_dit_current_plan(const struct dfcl_dit *dit) {
+    return &dit->plan;
+}
+
+dfcl_status dfcl_dit_walk(struct dfcl_dit *dit, int B, void (*note)(void *user, const struct dfcl_op *op, const struct dfcl_variant *v),
+                          void *user, dfcl_error *err) {
+    if (B < 1 || B > dit->plan.max_batch)
+        return dfcl_fail(err, DFCL_ERROR, "model: a batch of %d, planned for %d", B, dit->plan.max_batch);
+    struct dfcl_ref here = {&dfcl_dry_mem, 0};
+    struct dfcl_exec ex = {.dev = dit->dev, .dry = true, .note = note, .note_user = user};
+    struct dit_pass ps = {.ex = &ex, .B = B, .M = B * dit->tokens, .x = here, .out = here, .dom = DFCL_NO_REF, .keep = dit->plan.training};
+    dfcl_status s = dit_forward_layers(dit, &ps, err);
+    return s || !dit->plan.training ? s : dit_backward_layers(dit, &ps, here, err);
+}
+
 void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size) {
     const double mib = 1048576.0;
     if (size)

@@ -14,11 +14,23 @@ static int by_value(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-static bool wanted(const struct dfcl_device *dev, const char *filter, const struct dfcl_op *op, const struct dfcl_variant *v,
-                   const void *params) {
+static bool named(const char *filter, const struct dfcl_op *op, const struct dfcl_variant *v) {
     char name[128];
     snprintf(name, sizeof name, "%s/%s", op->name, v->name);
-    if (filter && *filter && !strstr(name, filter))
+    return !filter || !*filter || strstr(name, filter);
+}
+
+/* Cases are large: none is made for an op that the filter leaves out. */
+static bool any_named(const char *filter, const struct dfcl_op *op) {
+    for (int k = 0; k < op->variant_count; k++)
+        if (named(filter, op, &op->variants[k]))
+            return true;
+    return false;
+}
+
+static bool wanted(const struct dfcl_device *dev, const char *filter, const struct dfcl_op *op, const struct dfcl_variant *v,
+                   const void *params) {
+    if (!named(filter, op, v))
         return false;
     if (!strcmp(v->name, "host"))
         return dfcl_supports_host(dev, params);
@@ -53,7 +65,7 @@ dfcl_status dfcl_bench_ops(dfcl_device *dev, const char *filter, int repeat, voi
     int count;
     const struct dfcl_op *const *ops = dfcl_ops(&count);
     for (int o = 0; o < count && !s; o++)
-        for (int i = 0; i < ops[o]->bench_cases && !s; i++) {
+        for (int i = 0; i < ops[o]->bench_cases && !s && any_named(filter, ops[o]); i++) {
             struct dfcl_case c;
             s = dfcl_case_make(&c, ops[o], ops[o]->check_cases + i, 1, err);
             for (int k = 0; k < ops[o]->variant_count && !s; k++) {

@@ -64,6 +64,8 @@ const struct dfcl_variant *dfcl_op_choose(const struct dfcl_device *dev, const s
 dfcl_status dfcl_run_variant(struct dfcl_exec *ex, const struct dfcl_op *op, const struct dfcl_variant *v, void *params, dfcl_error *err) {
     struct dfcl_op_head *head = params;
     uint64_t need = v->scratch ? v->scratch(ex->dev, params) : 0;
+    if (ex->note)
+        ex->note(ex->note_user, op, v);
     if (ex->dry) {
         ex->scratch_need = DFCL_MAX(ex->scratch_need, need);
         return DFCL_OK;

@@ -315,6 +315,9 @@ struct dfcl_exec {
     bool dry;
     uint64_t scratch_need;
     struct dfcl_ref scratch;
+    /* Told of each op and the variant that runs it, dry or not. May be NULL. */
+    void (*note)(void *user, const struct dfcl_op *op, const struct dfcl_variant *v);
+    void *note_user;
 };
 /* Dry: notes the scratch the chosen variant needs (refs point at dfcl_dry_mem: present, but without memory). Else fills params->scratch, launches.
  * `params` points to the op's own struct and is modified (head). */

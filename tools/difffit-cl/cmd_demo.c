@@ -1,6 +1,6 @@
 /* demo: fine-tune the shipped base of printed letters on handwritten digits, and say by numbers and pictures what came of it. */
 #define _GNU_SOURCE
-#include "cli.h"
+#include "commands.h"
 #include "metrics.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
 /* The commands that are one library call: info, init, merge, selftest, verify. */
-#include "cli.h"
+#include "commands.h"
 
 #include <string.h>
 

@@ -1,8 +1,7 @@
 #define _GNU_SOURCE
 #include "../place.h"
-#include "cli.h"
+#include "commands.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 static const struct {
@@ -29,23 +28,6 @@ static void help(FILE *f) {
                "5 non-finite numbers, 6 bad or mismatched file, 7 input/output, 130 interrupted (training saves first).\n");
 }
 
-static void log_line(void *user, enum dfcl_log_level level, const char *line) {
-    const struct cli *c = user;
-    if (level == DFCL_LOG_ERROR || (level == DFCL_LOG_WARN && !c->quiet) || (level >= DFCL_LOG_INFO && c->verbose))
-        fprintf(stderr, "difffit-cl: %s%s\n", level == DFCL_LOG_WARN ? "warning: " : "", line);
-}
-
-/* $XDG_CACHE_HOME/difffit-cl or ~/.cache/difffit-cl; empty when neither is set. */
-static void cache_dir(char *buf, size_t size) {
-    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (xdg && xdg[0] == '/')
-        snprintf(buf, size, "%s/difffit-cl", xdg);
-    else if (home && home[0] == '/')
-        snprintf(buf, size, "%s/.cache/difffit-cl", home);
-    else
-        buf[0] = 0;
-}
-
 int main(int argc, char **argv) {
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         help(argc < 2 ? stderr : stdout);
@@ -59,12 +41,9 @@ int main(int argc, char **argv) {
         if (strcmp(argv[1], commands[i].name))
             continue;
         place_workers();
-        struct cli c = {.command = argv[1]};
-        char cache[4096];
-        cache_dir(cache, sizeof cache);
-        struct dfcl_context_params p = {.log = log_line, .log_user = &c, .cache_dir = cache};
+        struct cli c = {.program = "difffit-cl", .command = argv[1]};
         dfcl_error err = {0};
-        if (dfcl_context_create(&c.ctx, &p, &err))
+        if (cli_context(&c, &err))
             return cli_fail(&c, &err);
         int code = commands[i].run(&c, argc - 1, argv + 1);
         dfcl_context_destroy(&c.ctx);

@@ -13,16 +13,16 @@
 /* ---- messages ---- */
 
 int cli_fail(const struct cli *c, const dfcl_error *err) {
-    fprintf(stderr, "difffit-cl %s: %s\n", c->command, err->msg[0] ? err->msg : dfcl_status_name(err->status));
+    fprintf(stderr, "%s %s: %s\n", c->program, c->command, err->msg[0] ? err->msg : dfcl_status_name(err->status));
     return err->status;
 }
 
 int cli_usage(const struct cli *c, const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
-    fprintf(stderr, "difffit-cl %s: ", c->command);
+    fprintf(stderr, "%s %s: ", c->program, c->command);
     vfprintf(stderr, fmt, ap);
-    fprintf(stderr, "; see `difffit-cl %s --help`\n", c->command);
+    fprintf(stderr, "; see `%s %s --help`\n", c->program, c->command);
     va_end(ap);
     return DFCL_USAGE;
 }
@@ -251,7 +251,7 @@ int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const str
             continue;
         }
         if (!strcmp(word, "--help") || !strcmp(word, "-h")) {
-            printf("usage: difffit-cl %s\n\n", usage);
+            printf("usage: %s %s\n\n", c->program, usage);
             print_options(options);
             printf("%sCommon options:\n", options->name ? "\n" : "");
             print_options(common);
@@ -293,7 +293,31 @@ int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const str
     return n;
 }
 
-/* ---- device ---- */
+/* ---- context and device ---- */
+
+static void log_line(void *user, enum dfcl_log_level level, const char *line) {
+    const struct cli *c = user;
+    if (level == DFCL_LOG_ERROR || (level == DFCL_LOG_WARN && !c->quiet) || (level >= DFCL_LOG_INFO && c->verbose))
+        fprintf(stderr, "%s: %s%s\n", c->program, level == DFCL_LOG_WARN ? "warning: " : "", line);
+}
+
+/* $XDG_CACHE_HOME/difffit-cl or ~/.cache/difffit-cl; empty when neither is set. */
+static void cache_dir(char *buf, size_t size) {
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (xdg && xdg[0] == '/')
+        snprintf(buf, size, "%s/difffit-cl", xdg);
+    else if (home && home[0] == '/')
+        snprintf(buf, size, "%s/.cache/difffit-cl", home);
+    else
+        buf[0] = 0;
+}
+
+dfcl_status cli_context(struct cli *c, dfcl_error *err) {
+    char cache[4096];
+    cache_dir(cache, sizeof cache);
+    struct dfcl_context_params p = {.log = log_line, .log_user = c, .cache_dir = cache};
+    return dfcl_context_create(&c->ctx, &p, err);
+}
 
 static void selftest_line(void *user, const char *line) {
     const struct cli *c = user;

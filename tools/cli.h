@@ -1,6 +1,6 @@
-/* The command: option tables, messages, exit codes. Uses the public headers only. */
-#ifndef CLI_H
-#define CLI_H
+/* What the programs share: option tables, messages, exit codes. Uses the public headers only. */
+#ifndef TOOLS_CLI_H
+#define TOOLS_CLI_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -28,6 +28,7 @@ struct cli_option {
 
 /* What every command gets. */
 struct cli {
+    const char *program; /* "difffit-cl": in front of messages */
     dfcl_context *ctx;
     const char *command;
     const char *device;
@@ -39,9 +40,11 @@ struct cli {
 int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const struct cli_option *options, const char **rest,
               int rest_max);
 
-/* Prints "difffit-cl COMMAND: message" and returns the exit code for it. */
+/* Prints "PROGRAM COMMAND: message" and returns the exit code for it. */
 int cli_fail(const struct cli *c, const dfcl_error *err);
 int cli_usage(const struct cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Makes c->ctx: messages to standard error, the cache where the environment says. `c` outlives it. */
+dfcl_status cli_context(struct cli *c, dfcl_error *err);
 /* Opens the chosen device; the first use of a device on this machine runs the self-test. */
 dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err);
 
@@ -55,15 +58,5 @@ void cli_eta(double seconds, char *buf, size_t size); /* "1:02:03", "4:05" */
 void cli_line(void *user, const char *line);          /* dfcl_line_fn to standard output */
 void cli_json_string(FILE *f, const char *s);         /* string literal with quotes */
 double cli_now(void);                                 /* seconds, monotonic */
-
-int cmd_demo(struct cli *c, int argc, char **argv);
-int cmd_devices(struct cli *c, int argc, char **argv);
-int cmd_info(struct cli *c, int argc, char **argv);
-int cmd_init(struct cli *c, int argc, char **argv);
-int cmd_merge(struct cli *c, int argc, char **argv);
-int cmd_sample(struct cli *c, int argc, char **argv);
-int cmd_selftest(struct cli *c, int argc, char **argv);
-int cmd_train(struct cli *c, int argc, char **argv);
-int cmd_verify(struct cli *c, int argc, char **argv);
 
 #endif

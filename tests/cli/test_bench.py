@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""difffit-bench on small models: what --json says, given inputs, pacing, comparison.   test_bench.py DIFFFIT-BENCH DIFFFIT-CL [pattern]"""
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+BENCH, CLI = (os.path.abspath(p) for p in sys.argv[1:3])
+PATTERN = sys.argv[3] if len(sys.argv) > 3 else ""
+tmp = tempfile.TemporaryDirectory(prefix="dfcl-bench-")
+T = tmp.name
+# PoCL may keep its kernels between runs: building them anew would be most of the time.
+os.environ.setdefault("POCL_CACHE_DIR", os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pocl", "kcache"))
+os.environ["XDG_CACHE_HOME"] = os.path.join(T, "cache")
+
+
+def run(*words, code=0, program=BENCH, stdin=None):
+    p = subprocess.run([program, *map(str, words)], capture_output=True, text=True, timeout=600, input=stdin)
+    assert p.returncode == code, f"{' '.join(map(str, words))}: exit code {p.returncode}, expected {code}\n{p.stdout}\n{p.stderr}"
+    return p.stdout, p.stderr
+
+
+def fails(code, *words, says, stdin=None):
+    _, err = run(*words, code=code, stdin=stdin)
+    assert err.startswith("difffit-bench") and err.count("\n") == 1, err
+    for text in [says] if isinstance(says, str) else says:
+        assert text in err, f"expected '{text}' in: {err}"
+
+
+def path(name):
+    return os.path.join(T, name)
+
+
+def devices():
+    found = [d["selector"] for d in json.loads(run("devices", "--json", program=CLI)[0])]
+    return [d for d in found if d == "host" or d.startswith("opencl:0")]
+
+
+def base():
+    """A model of a few thousand values: 2 blocks, 16 tokens."""
+    if not os.path.exists(path("base.safetensors")):
+        run("init", "--depth", 2, "--hidden", 32, "--heads", 2, "--patch", 2, "--input", 8, "--channels", 4, "--classes", 5, "--scale", 0.2, "--out",
+            path("base.safetensors"), program=CLI)
+    return path("base.safetensors")
+
+
+def save(name, **tensors):
+    """safetensors of flat f32 lists with shapes: name=(shape, values)."""
+    head, data = {}, b""
+    for k, (shape, values) in tensors.items():
+        raw = struct.pack(f"<{len(values)}f", *values)
+        head[k] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(head).encode()
+    with open(path(name), "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + data)
+    return path(name)
+
+
+def read(name):
+    with open(path(name), "rb") as f:
+        n = struct.unpack("<Q", f.read(8))[0]
+        head = json.loads(f.read(n))
+        data = f.read()
+    a, b = head["out"]["data_offsets"]
+    return head["out"]["shape"], struct.unpack(f"<{(b - a) // 4}f", data[a:b])
+
+
+def measure(kind, *words):
+    return json.loads(run(kind, "--repeat", 3, "--json", *words)[0])
+
+
+def check(r, kind, batch, device):
+    s = r["seconds_per_image"]
+    assert r["benchmark"] == kind and r["batch"] == batch and r["repeat"] == 3
+    assert 0 < s["min"] <= s["median"] <= s["max"]
+    assert r["gflops"] > 0 and r["gflop_per_image"] > 0 and abs(r["gflops"] - r["gflop_per_image"] / s["median"]) < 1e-3 * r["gflops"]
+    assert r["peak_memory_bytes"] > 0 and r["planned_bytes"] > 0 and r["device_bytes"] > 0 and r["load_seconds"] > 0 and r["first_run_seconds"] > 0
+    assert r["device"] and r["driver"] and r["commit"] and r["version"] and r["weights"] == "f32"
+    assert r["variants"]["linear_fwd"] and r["variants"]["attn_fwd"]
+    if device == "host":
+        assert r["fraction_of_peak"] is None and r["variants"]["linear_fwd"] == "host"
+    else:
+        assert 0 < r["fraction_of_peak"] < 1.5 and r["peak_gflops"] > 0 and r["peak_gflops_after"] > 0
+
+
+def test_help():
+    out, _ = run("--help")
+    for b in ("peak", "ops", "forward", "train", "sample", "compare"):
+        assert re.search(rf"^  {b} ", out, re.M), b
+        text, err = run(b, "--help")
+        assert f"usage: difffit-bench {b}" in text and not err
+    assert "usage" in run(code=2)[1]
+    fails(2, "forwards", says="forwards")
+    fails(2, "forward", "--steps", 3, says="--steps")
+    fails(2, "forward", "--size", "DiT-Q/2", says="DiT-Q/2")
+    fails(2, "forward", "--size", "DiT-S/8", "--model", "x", says=["--model", "--size"])
+    fails(2, "train", "--model", base(), "--method", "lora", says=["lora", "difffit"])
+    fails(2, "sample", "--model", base(), "--sampler", "euler", says=["euler", "dpm++"])
+    fails(7, "forward", "--model", path("nothing"), says="nothing")
+
+
+def test_measures():
+    """Every benchmark on every kind of device, from a file and with random weights."""
+    for d in devices():
+        at = ["--device", d, "--model", base()]
+        check(measure("forward", *at, "--batch", 2), "forward", 2, d)
+        check(measure("sample", *at, "--steps", 2, "--batch", 2), "sample", 2, d)
+        for method in ("difffit", "difffit-block", "bitfit", "full") if d == "host" else ("difffit", "full"):
+            r = measure("train", *at, "--batch", 2, "--method", method)
+            check(r, "train", 2, d)
+            first = r["first_step"]
+            assert r["method"] == method and abs(first["loss"] - first["mse"] - first["vb"]) < 1e-5 and first["grad_norm"] > 0
+            assert r["variants"]["linear_dx"] and ("linear_dw" in r["variants"]) == (method == "full")
+        r = measure("forward", "--device", d, "--size", "DiT-S/8", "--pixels", 128)
+        check(r, "forward", 1, d)
+        assert (r["size"], r["input"], r["channels"], r["classes"]) == ("DiT-S/8", 16, 4, 1000)
+
+
+def test_flops():
+    """Counted by hand: 2 blocks of width 32, 16 tokens, patch 2, 4 channels, learned range."""
+    d, n, rows = 32, 16, 1
+    block = 2 * n * (3 * d * d + d * d + 8 * d * d) + 4 * n * n * d
+    ends = 2 * n * (16 * d + d * 32)
+    cond = 2 * rows * (256 * d + d * d + 2 * 6 * d * d + 2 * d * d)
+    forward = 2 * block + ends + cond
+    r = measure("forward", "--device", "host", "--model", base())
+    assert abs(r["gflop_per_image"] * 1e9 - forward) < 1e-4 * forward, (r["gflop_per_image"] * 1e9, forward)
+    step = 2 * forward + 2 * 4 * n * n * d - 2 * n * 16 * d - 2 * 256 * d
+    r = measure("train", "--device", "host", "--model", base())
+    assert abs(r["gflop_per_image"] * 1e9 - step) < 1e-4 * step, (r["gflop_per_image"] * 1e9, step)
+    r = measure("sample", "--device", "host", "--model", base(), "--steps", 3, "--cfg", 2)
+    assert abs(r["gflop_per_image"] * 1e9 - 6 * forward) < 1e-4 * 6 * forward
+
+
+def test_inputs():
+    """Given inputs reach the network: the same twice, other outputs for another class; a sampled latent is what difffit-cl draws from that noise."""
+    x = [((7 * i) % 23 - 11) / 8 for i in range(256)]
+    shape = [1, 4, 8, 8]
+    out = {}
+    for name, y in (("a", 0), ("b", 0), ("c", 3)):
+        given = save(f"{name}.in", x=(shape, x), t=([1], [321]), y=([1], [y]))
+        run("forward", "--device", "host", "--model", base(), "--repeat", 1, "--inputs", given, "--output", path(f"{name}.out"))
+        s, out[name] = read(f"{name}.out")
+        assert s == [1, 8, 8, 8]
+    assert out["a"] == out["b"] != out["c"]
+    given = save("s.in", x=(shape, x), y=([1], [2]))
+    run("sample", "--device", "host", "--model", base(), "--steps", 3, "--cfg", 2, "--repeat", 1, "--inputs", given, "--output", path("s.out"))
+    z = save("z.in", z=(shape, x))
+    run("sample", "--device", "host", "--model", base(), "--classes", 2, "-n", 1, "--sampler", "ddim", "--steps", 3, "--cfg", 2, "--init-noise", z,
+        "--save-latents", path("l.out"), program=CLI)
+    with open(path("l.out"), "rb") as f:
+        drawn = f.read()[-1024:]
+    assert struct.unpack("<256f", drawn) == read("s.out")[1]
+    loss = []
+    for noise in (0.5, -0.25):
+        given = save("t.in", x=(shape, x), noise=(shape, [noise] * 256), t=([1], [400]), y=([1], [5]))
+        loss.append(measure("train", "--device", "host", "--model", base(), "--inputs", given)["first_step"]["loss"])
+    assert loss[0] != loss[1]
+    wrong = save("w.in", x=([1, 4, 4, 4], x[:64]), t=([1], [3]), y=([1], [0]))
+    fails(6, "forward", "--device", "host", "--model", base(), "--inputs", wrong, says=["w.in", "x"])
+    wrong = save("w.in", x=(shape, x), t=([1], [1000]), y=([1], [0]))
+    fails(2, "forward", "--device", "host", "--model", base(), "--inputs", wrong, says="1000")
+
+
+def test_paced():
+    """A run for each line, answered at once; the result comes when the input ends."""
+    out, _ = run("forward", "--device", "host", "--model", base(), "--paced", "--json", stdin="\n\n\n\n")
+    lines = out.split("\n", 5)
+    assert lines[0] == "ready" and all(float(v) > 0 for v in lines[1:5])
+    r = json.loads(lines[5])
+    assert r["repeat"] == 4 and r["seconds_per_image"]["max"] == max(float(v) for v in lines[1:5])
+    fails(2, "forward", "--device", "host", "--model", base(), "--paced", "--repeat", 3, says="--repeat")
+    fails(2, "forward", "--device", "host", "--model", base(), "--paced", says="line", stdin="")
+
+
+def test_compare():
+    def write(name, r):
+        with open(path(name), "w") as f:
+            json.dump(r, f)
+        return path(name)
+
+    r = measure("forward", "--device", "host", "--model", base())
+    half = json.loads(json.dumps(r))
+    half["seconds_per_image"] = {k: v / 2 for k, v in r["seconds_per_image"].items()}
+    a, b = write("a.json", r), write("b.json", half)
+    row = [x for x in run("compare", a, b)[0].split("\n") if x.startswith("per image")][0].split()
+    assert row[4] == "2.000" and float(row[5]) <= 2 <= float(row[6]), row
+    fails(6, "compare", a, write("c.json", {**r, "batch": 4}), says=["do not match", "batch", "1 and 4"])
+    fails(6, "compare", a, write("d.json", {**r, "benchmark": "train"}), says=["do not match", "benchmark"])
+    fails(6, "compare", a, write("e.json", {k: v for k, v in r.items() if k != "seconds_per_image"}), says="seconds_per_image")
+    fails(6, "compare", a, write("f.json", [1, 2]), says="f.json")
+    fails(7, "compare", a, path("missing.json"), says="missing.json")
+    fails(2, "compare", a, says="two files")
+    ops = {"benchmark": "ops", "ops": [{"op": "o", "variant": v, "case": "c", "seconds": {"median": 2, "min": 1, "max": 3}} for v in ("cpu", "host")]}
+    a = write("o.json", ops)
+    out, _ = run("compare", a, a)
+    assert "o/cpu c" in out and "geometric mean" in out and "1.000" in out
+    b = write("p.json", {"benchmark": "ops", "ops": ops["ops"][:1]})
+    out, err = run("compare", a, b, code=6)
+    assert "only in A" in out and "do not match" in err
+
+
+def test_ops():
+    for d in devices():
+        r = json.loads(run("ops", "--device", d, "--filter", "linear_step", "--repeat", 1, "--json")[0])
+        assert r["benchmark"] == "ops" and r["ops"] and all(o["op"] == "linear_step" and o["seconds"]["median"] > 0 for o in r["ops"])
+        if d != "host":
+            only = json.loads(run("ops", "--device", d, "--filter", "linear_step", "--variants", "-cpu", "--repeat", 1, "--json")[0])
+            assert only["ops"] and all("cpu" not in o["variant"] for o in only["ops"])
+            assert json.loads(run("peak", "--device", d, "--repeat", 1, "--json")[0])["peak_gflops"] > 0
+    fails(2, "ops", "--device", "host", "--filter", "no-such-op", says="no-such-op")
+
+
+failed = passed = 0
+for name, test in list(globals().items()):
+    if not name.startswith("test_") or PATTERN not in name:
+        continue
+    start = time.time()
+    try:
+        test()
+        passed += 1
+        print(f"ok {name} ({time.time() - start:.1f} s)", flush=True)
+    except Exception:  # noqa: BLE001
+        failed += 1
+        print(f"FAILED {name}\n{traceback.format_exc()}", flush=True)
+tmp.cleanup()
+print(f"{passed} passed, {failed} failed")
+sys.exit(1 if failed else 0)
