@@ -1,4 +1,4 @@
-/* Timestep and class embeddings: small, one work-item per value (backward: per column). */
+/* Timestep and class embeddings, and rows picked from a table: small, one work-item per value (backward: per column). */
 
 /* exp(x) for -80 < x <= 0 within one unit in the last place, the same bits everywhere: the frequencies are magnified by t up to 999, and a
  * device's own exp may be off by three units. */
@@ -77,4 +77,14 @@ DFCL_KERNEL(64, 1, 1) class_embed_bwd(GLOBAL const float *dc, dfcl_i64 dc_off, G
         if (r >= 0 && r < rows)
             dtable[dtable_off + (dfcl_i64)r * d + i] += dc[dc_off + (dfcl_i64)b * d + i];
     }
+}
+
+/* y[b] = table[row[b]]; a row outside the table shows as NaN. Groups: x over columns, y over rows of y. */
+DFCL_KERNEL(64, 1, 1) gather_rows(GLOBAL const float *table, dfcl_i64 table_off, GLOBAL const int *row, dfcl_i64 row_off, GLOBAL float *y,
+                                  dfcl_i64 y_off, int N, int rows) {
+    int i = GRP(0) * 64 + LID(0), b = GRP(1);
+    if (i >= N)
+        return;
+    int r = row[row_off + b];
+    y[y_off + (dfcl_i64)b * N + i] = r >= 0 && r < rows ? table[table_off + (dfcl_i64)r * N + i] : as_float(0x7fc00000u);
 }

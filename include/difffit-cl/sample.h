@@ -26,6 +26,9 @@ struct dfcl_sample_params {
     void (*progress)(void *user, int done, int total, double seconds); /* in image-steps; may be NULL */
     void *progress_user;
     int (*stop)(void *user); /* asked between steps; non-zero: DFCL_INTERRUPTED */
+    /* Each batch as it is done: latents [count,C,S,S] of requests [first, first + count), valid during the call. A status other than DFCL_OK ends the
+     * run with it. May be NULL; `progress_user` is its user. */
+    dfcl_status (*ready)(void *user, int first, int count, const float *latents, dfcl_error *err);
 };
 
 /* One picture wanted. The noise depends on (seed, `number`) only, never on the batch it is drawn in. */
@@ -35,7 +38,7 @@ struct dfcl_sample_request {
     uint32_t number;  /* sample index in the request */
 };
 
-/* Draws n pictures; latents [n,C,S,S] f32 written to `out`. Non-finite values: DFCL_NONFINITE. DFCL_USAGE: steps that
+/* Draws n pictures; latents [n,C,S,S] f32 written to `out` (NULL: only `ready` sees them). Non-finite values: DFCL_NONFINITE. DFCL_USAGE: steps that
  * the sampler or spacing cannot have, a class or domain out of range; DFCL_NOMEM: one picture does not fit; DFCL_INTERRUPTED: `stop` said so. */
 DFCL_API dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *params,
                                  const struct dfcl_sample_request *requests, int n, float *out, dfcl_error *err);

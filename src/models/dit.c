@@ -183,12 +183,14 @@ static dfcl_status create(struct dfcl_dit **out, const dfcl_context *ctx, struct
     dfcl_arena_init(&dit->weights, dev, "weights");
     dfcl_arena_init(&dit->acts_arena, dev, "activations");
     dfcl_arena_init(&dit->scratch_arena, dev, "scratch");
+    dfcl_arena_init(&dit->ahead.arena, dev, "modulations");
     size_t count = 11 + (size_t)cfg->depth * 14;
     dit->params = dfcl_calloc(dit->ctx, count, sizeof *dit->params, err);
     dit->blocks = dit->params ? dfcl_calloc(dit->ctx, (size_t)cfg->depth, sizeof *dit->blocks, err) : NULL;
     dit->a.h = dit->blocks ? dfcl_calloc(dit->ctx, (size_t)cfg->depth + 1, sizeof *dit->a.h, err) : NULL;
     dit->a.block = dit->a.h ? dfcl_calloc(dit->ctx, (size_t)cfg->depth, sizeof *dit->a.block, err) : NULL;
-    if (!dit->a.block) {
+    dit->ahead.mod = dit->a.block ? dfcl_calloc(dit->ctx, (size_t)cfg->depth, sizeof *dit->ahead.mod, err) : NULL;
+    if (!dit->ahead.mod) {
         dfcl_dit_destroy(&dit);
         return DFCL_NOMEM;
     }
@@ -213,10 +215,12 @@ void dfcl_dit_destroy(struct dfcl_dit **pdit) {
     dfcl_arena_finish(&dit->weights);
     dfcl_arena_finish(&dit->acts_arena);
     dfcl_arena_finish(&dit->scratch_arena);
+    dfcl_arena_finish(&dit->ahead.arena);
     dfcl_free(dit->ctx, dit->params);
     dfcl_free(dit->ctx, dit->blocks);
     dfcl_free(dit->ctx, dit->a.h);
     dfcl_free(dit->ctx, dit->a.block);
+    dfcl_free(dit->ctx, dit->ahead.mod);
     dfcl_free(dit->ctx, dit);
     *pdit = NULL;
 }

@@ -117,6 +117,21 @@ dfcl_status dfcl_dit_forward(struct dfcl_dit *dit, const struct dfcl_dit_batch *
 /* After forward(keep) of the same batch: dout [B,2C,S,S]; adds to the gradients of all trained parameters. */
 dfcl_status dfcl_dit_backward(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, struct dfcl_ref dout, dfcl_error *err);
 
+/* ---- passes whose modulations are made ahead ----
+ * The modulation of a layer depends on timestep, class row and domain, not on x. For passes over the same samples at known timesteps (a sampler's
+ * steps) those of many passes are made by one product per layer: each of its rows has the bits of the pass by itself, and the passes
+ * leave the adaLN weights alone, a third of all. */
+
+/* After dfcl_dit_plan for inference: takes memory for `passes` passes of at most `conditions` distinct (class row, domain) each, or for as many of
+ * them as 256 MiB and the plan's limit leave room for, at least one (else DFCL_NOMEM). Until the next plan. */
+dfcl_status dfcl_dit_reserve_ahead(struct dfcl_dit *dit, int passes, int conditions, dfcl_error *err);
+/* Makes the modulations of the next passes: t [passes], one timestep for all samples of a pass; rows, dom [B]. *done: how many of the passes
+ * fitted, from the first. Good until a parameter changes. DFCL_ERROR when the samples have more conditions than were reserved. Host arrays may be reused on return. */
+dfcl_status dfcl_dit_ahead(struct dfcl_dit *dit, const float *t, int passes, int B, const int32_t *rows, const int32_t *dom, int *done,
+                           dfcl_error *err);
+/* Pass number `pass` of those on its first B samples; x, out as in dfcl_dit_batch. Queued without a wait. */
+dfcl_status dfcl_dit_forward_ahead(struct dfcl_dit *dit, int pass, int B, struct dfcl_ref x, struct dfcl_ref out, dfcl_error *err);
+
 /* For verification: called during forward with each intermediate under the names of docs/testing.md ("x_patch", "t_emb", "y_emb",
  * "block0.in", "block0.adaLN", "block0.mod1", "block0.qkv" (before gamma), "block0.attn_heads", "block0.attn_proj" (before gamma), "block0.attn_out"
  * (after attn.gamma2), "block0.x_mid", "block0.mod2", "block0.mlp_out" (before gamma), "block0.out", "final_mod", "final_linear"). A non-OK

@@ -17,9 +17,8 @@ static dfcl_status tap(struct dfcl_dit *dit, const struct dit_pass *ps, int bloc
     return dit->tap(dit->tap_user, full, ref, rows, cols, err);
 }
 
-/* c = t_emb + y_emb and silu(c). Rows are samples: T = 1. */
-static dfcl_status condition(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_error *err) {
-    struct dit_acts *a = &dit->a;
+/* Rows are samples: T = 1. */
+dfcl_status dit_condition(struct dfcl_dit *dit, const struct dit_pass *ps, const struct dit_acts *a, dfcl_error *err) {
     int d = dit->cfg.hidden, B = ps->B;
     dfcl_status s;
     struct dfcl_timestep_embed te = {.B = B, .dim = DIT_FREQ, .t = a->t, .y = a->freq};
@@ -36,7 +35,7 @@ static dfcl_status condition(struct dfcl_dit *dit, const struct dit_pass *ps, df
         return s;
     struct dfcl_class_embed ce = {.B = B, .d = d, .rows = dit->opt.class_rows, .temb = a->temb, .table = dit->pool, .row = a->rows,
                                   .c = a->c};
-    if (dit->tap && !ps->ex->dry) { /* y_emb alone: with a zero timestep embedding */
+    if (dit->tap && a == &dit->a && !ps->ex->dry) { /* y_emb alone: with a zero timestep embedding */
         struct dfcl_class_embed ye = ce;
         ye.temb = a->c;
         ye.c = a->silu;
@@ -49,6 +48,21 @@ static dfcl_status condition(struct dfcl_dit *dit, const struct dit_pass *ps, df
         return s;
     struct dfcl_act_fwd si = {.n = (int64_t)B * d, .act = DFCL_ACT_SILU, .x = a->c, .y = a->silu};
     return dfcl_run(ps->ex, &dfcl_op_act_fwd, &si, err);
+}
+
+dfcl_status dit_modulation(const struct dit_pass *ps, const struct dit_linear *l, struct dfcl_ref silu, struct dfcl_ref y, dfcl_error *err) {
+    struct dfcl_linear_fwd f = {.M = ps->B, .K = l->weight.K, .T = 1, .x = silu, .w = l->weight, .bias = dit_vec(l->b), .dom = ps->dom,
+                                .y = y};
+    return dfcl_run(ps->ex, &dfcl_op_linear_fwd, &f, err);
+}
+
+/* The same in a pass: computed, or picked from what was made ahead. */
+static dfcl_status modulate(struct dfcl_dit *dit, const struct dit_pass *ps, const struct dit_linear *l, struct dfcl_ref ahead,
+                            struct dfcl_ref y, dfcl_error *err) {
+    if (!ps->condition.mem)
+        return dit_modulation(ps, l, dit->a.silu, y, err);
+    struct dfcl_gather_rows g = {.B = ps->B, .N = l->weight.N, .rows = dit->ahead.room, .table = ahead, .row = ps->condition, .y = y};
+    return dfcl_run(ps->ex, &dfcl_op_gather_rows, &g, err);
 }
 
 /* tokens = conv(x) + bias + positions */
@@ -78,9 +92,7 @@ static dfcl_status block(struct dfcl_dit *dit, const struct dit_pass *ps, int i,
     dfcl_status s;
 
     /* modulation: shift, scale, gate of the attention branch, then of the MLP branch */
-    struct dfcl_linear_fwd ada = {.M = B, .K = d, .T = 1, .x = a->silu, .w = b->ada.weight, .bias = dit_vec(b->ada.b),
-                                  .dom = ps->dom, .y = k->mod};
-    if ((s = tap(dit, ps, i, "in", h, M, d, err)) || (s = dfcl_run(ps->ex, &dfcl_op_linear_fwd, &ada, err)) ||
+    if ((s = tap(dit, ps, i, "in", h, M, d, err)) || (s = modulate(dit, ps, &b->ada, dit->ahead.mod[i], k->mod, err)) ||
         (s = tap(dit, ps, i, "adaLN", k->mod, B, 6 * d, err)))
         return s;
 
@@ -134,8 +146,6 @@ static dfcl_status final(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_e
     struct dit_acts *a = &dit->a;
     int d = dit->cfg.hidden, T = dit->tokens, M = ps->M;
     dfcl_status s;
-    struct dfcl_linear_fwd ada = {.M = ps->B, .K = d, .T = 1, .x = a->silu, .w = dit->final_ada.weight,
-                                  .bias = dit_vec(dit->final_ada.b), .dom = ps->dom, .y = a->fmod};
     struct dfcl_ln_mod n = {.M = M, .N = d, .T = T, .eps = DIT_EPS, .x = a->h[dit->cfg.depth], .shift = a->fmod,
                             .scale = dfcl_ref_at(a->fmod, (uint64_t)d * 4), .y = a->m, .stats = ps->keep ? a->fstats : DFCL_NO_REF,
                             .mod_stride = 2 * d};
@@ -143,7 +153,7 @@ static dfcl_status final(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_e
                                 .dom = ps->dom, .y = a->tok};
     struct dfcl_unpatchify up = {.B = ps->B, .C = dit->out_ch, .S = dit->cfg.input, .p = dit->cfg.patch, .tok = a->tok,
                                  .img = ps->out};
-    if ((s = dfcl_run(ps->ex, &dfcl_op_linear_fwd, &ada, err)) || (s = dfcl_run(ps->ex, &dfcl_op_ln_mod, &n, err)) ||
+    if ((s = modulate(dit, ps, &dit->final_ada, dit->ahead.fmod, a->fmod, err)) || (s = dfcl_run(ps->ex, &dfcl_op_ln_mod, &n, err)) ||
         (s = tap(dit, ps, -1, "final_mod", a->m, M, d, err)) || (s = dfcl_run(ps->ex, &dfcl_op_linear_fwd, &l, err)) ||
         (s = tap(dit, ps, -1, "final_linear", a->tok, M, dit->tok_dim, err)))
         return s;
@@ -152,7 +162,7 @@ static dfcl_status final(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_e
 
 dfcl_status dit_forward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_error *err) {
     dfcl_status s;
-    if ((s = condition(dit, ps, err)) || (s = embed(dit, ps, err)))
+    if ((!ps->condition.mem && (s = dit_condition(dit, ps, &dit->a, err))) || (s = embed(dit, ps, err)))
         return s;
     for (int i = 0; i < dit->cfg.depth; i++)
         if ((s = block(dit, ps, i, err)))

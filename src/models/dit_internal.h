@@ -44,6 +44,21 @@ struct dit_acts {
     struct dfcl_ref tap_y;                         /* [M,d] branch output for the tap */
 };
 
+/* Modulations of many passes, made before them (dit_ahead.c). A condition is one (timestep, class row, domain). */
+struct dit_ahead {
+    struct dfcl_arena arena;
+    int passes, conditions; /* as reserved; 0: nothing is */
+    int room;               /* conditions that the tables hold */
+    struct dit_acts a;      /* t, rows, dom ... silu, [room] */
+    struct dfcl_ref *mod;   /* [depth]: [room,6d] */
+    struct dfcl_ref fmod;   /* [room,2d] */
+    struct dfcl_ref index;  /* i32 [passes, plan's batch]: condition of each sample */
+    struct dfcl_ref dom;    /* i32 [plan's batch]: domain of each sample */
+    struct dfcl_exec ex;
+    int done, B;            /* passes that have been made, of so many samples */
+    bool mixed;             /* some sample is not of domain 0 */
+};
+
 struct dfcl_dit {
     struct dfcl_device *dev;
     const dfcl_context *ctx;
@@ -69,6 +84,7 @@ struct dfcl_dit {
     uint64_t layout_key;    /* which gammas are present; a plan is remade when it changes */
     uint64_t max_memory;
     bool kept;              /* the last forward kept what backward needs */
+    struct dit_ahead ahead;
 
     dfcl_dit_tap tap;
     void *tap_user;
@@ -79,8 +95,15 @@ struct dit_pass {
     struct dfcl_exec *ex;
     int B, M;
     struct dfcl_ref x, out, dom;
+    struct dfcl_ref condition; /* i32 [B]: rows of the tables made ahead; absent: modulations are part of the pass */
     bool keep;
 };
+/* c = t_emb + y_emb and silu(c), from a->t, a->rows and ps->dom; the rows are ps->B samples. */
+dfcl_status dit_condition(struct dfcl_dit *dit, const struct dit_pass *ps, const struct dit_acts *a, dfcl_error *err);
+/* An adaLN layer: y = W silu + bias, B rows. */
+dfcl_status dit_modulation(const struct dit_pass *ps, const struct dit_linear *l, struct dfcl_ref silu, struct dfcl_ref y, dfcl_error *err);
+dfcl_status dit_check_batch(struct dfcl_dit *dit, int B, const int32_t *rows, const int32_t *dom, dfcl_error *err);
+void dit_ahead_drop(struct dfcl_dit *dit);
 dfcl_status dit_forward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_error *err);
 dfcl_status dit_backward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, struct dfcl_ref dout, dfcl_error *err);
 

@@ -100,6 +100,7 @@ static dfcl_status place_acts(struct dfcl_dit *dit, struct dfcl_arena *ar, int m
 }
 
 static void drop_plan(struct dfcl_dit *dit) {
+    dit_ahead_drop(dit);
     dfcl_arena_reset(&dit->acts_arena);
     dfcl_arena_reset(&dit->scratch_arena);
     memset(&dit->plan, 0, sizeof dit->plan);
@@ -240,28 +241,31 @@ void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_inf
 
 /* ---- passes ---- */
 
-static dfcl_status check_batch(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, dfcl_error *err) {
+dfcl_status dit_check_batch(struct dfcl_dit *dit, int B, const int32_t *rows, const int32_t *dom, dfcl_error *err) {
     if (!dit->plan.max_batch)
         return dfcl_fail(err, DFCL_ERROR, "model: forward without a memory plan");
     if (dit->layout_key != layout_key(dit)) {
         /* gammas or the tap came or went since: the same plan for the new state */
+        int passes = dit->ahead.passes, conditions = dit->ahead.conditions;
         dfcl_status s = dfcl_dit_plan(dit, dit->plan.max_batch, dit->plan.training, dit->max_memory, NULL, err);
+        if (!s && passes)
+            s = dfcl_dit_reserve_ahead(dit, passes, conditions, err);
         if (s)
             return s;
     }
-    if (b->B < 1 || b->B > dit->plan.max_batch)
-        return dfcl_fail(err, DFCL_ERROR, "model: a batch of %d, planned for %d", b->B, dit->plan.max_batch);
-    for (int i = 0; i < b->B; i++) {
-        if (b->rows[i] < 0 || b->rows[i] >= dit->opt.class_rows)
-            return dfcl_fail(err, DFCL_ERROR, "model: class row %d of %d", (int)b->rows[i], dit->opt.class_rows);
-        if (b->dom && (b->dom[i] < 0 || b->dom[i] >= dit->opt.domains))
-            return dfcl_fail(err, DFCL_ERROR, "model: domain %d of %d", (int)b->dom[i], dit->opt.domains);
+    if (B < 1 || B > dit->plan.max_batch)
+        return dfcl_fail(err, DFCL_ERROR, "model: a batch of %d, planned for %d", B, dit->plan.max_batch);
+    for (int i = 0; i < B; i++) {
+        if (rows[i] < 0 || rows[i] >= dit->opt.class_rows)
+            return dfcl_fail(err, DFCL_ERROR, "model: class row %d of %d", (int)rows[i], dit->opt.class_rows);
+        if (dom && (dom[i] < 0 || dom[i] >= dit->opt.domains))
+            return dfcl_fail(err, DFCL_ERROR, "model: domain %d of %d", (int)dom[i], dit->opt.domains);
     }
     return DFCL_OK;
 }
 
 dfcl_status dfcl_dit_forward(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, bool keep, dfcl_error *err) {
-    dfcl_status s = check_batch(dit, b, err);
+    dfcl_status s = dit_check_batch(dit, b->B, b->rows, b->dom, err);
     if (s)
         return s;
     if (keep && !dit->plan.training)

@@ -1,6 +1,7 @@
-/* Timestep and class embeddings. */
+/* Timestep and class embeddings, and rows picked from a table. */
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "ops/case.h"
 #include "ops/rows.h"
@@ -75,6 +76,23 @@ static dfcl_status class_bwd_host(struct dfcl_device *dev, const void *params, d
     return DFCL_OK;
 }
 
+static dfcl_status gather_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_gather_rows *p = params;
+    dfcl_status s = class_check(p->B, p->N, p->rows, err);
+    if (s)
+        return s;
+    const float *table = dfcl_host_ptr(dev, p->table);
+    const int32_t *row = dfcl_host_ptr(dev, p->row);
+    float *y = dfcl_host_ptr(dev, p->y);
+    size_t n = (size_t)p->N;
+    for (size_t b = 0; b < (size_t)p->B; b++) {
+        if (row[b] < 0 || row[b] >= p->rows)
+            return dfcl_fail(err, DFCL_ERROR, "row %d of a table of %d", row[b], p->rows);
+        memcpy(y + b * n, table + (size_t)row[b] * n, n * sizeof *y);
+    }
+    return DFCL_OK;
+}
+
 /* ---- kernels (cl/embed.cl) ---- */
 
 static dfcl_status timestep_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
@@ -103,6 +121,20 @@ static dfcl_status class_portable(struct dfcl_device *dev, const void *params, d
     dfcl_args_i32(&a, p->d);
     dfcl_args_i32(&a, p->rows);
     return dfcl_launch_kernel(dev, "embed", "class_embed", NULL, dfcl_ceil_div(p->d, 64), p->B, 1, &a, err);
+}
+
+static dfcl_status gather_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    const struct dfcl_gather_rows *p = params;
+    dfcl_status s = class_check(p->B, p->N, p->rows, err);
+    if (s)
+        return s;
+    struct dfcl_args a = {0};
+    dfcl_args_ref(&a, p->table, 4);
+    dfcl_args_ref(&a, p->row, 4);
+    dfcl_args_ref(&a, p->y, 4);
+    dfcl_args_i32(&a, p->N);
+    dfcl_args_i32(&a, p->rows);
+    return dfcl_launch_kernel(dev, "embed", "gather_rows", NULL, dfcl_ceil_div(p->N, 64), p->B, 1, &a, err);
 }
 
 static dfcl_status class_bwd_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
@@ -164,6 +196,24 @@ static void class_case(struct dfcl_case *c, int index) {
     dfcl_case_add(c, "c", &p->c, DFCL_F32, B * d, DFCL_OUT)->tol = 0; /* one rounded addition */
 }
 
+static const struct {
+    int B, N, rows;
+} gather_sizes[] = {{1, 1, 1}, {7, 65, 3}, {3, 192, 40}, {16, 6912, 500}};
+
+static void gather_case(struct dfcl_case *c, int index) {
+    struct dfcl_gather_rows *p = (void *)c->params;
+    p->B = gather_sizes[index].B;
+    p->N = gather_sizes[index].N;
+    p->rows = gather_sizes[index].rows;
+    snprintf(c->label, sizeof c->label, "B=%d N=%d rows=%d", p->B, p->N, p->rows);
+    dfcl_case_add(c, "table", &p->table, DFCL_F32, (uint64_t)p->rows * (uint64_t)p->N, DFCL_IN);
+    struct dfcl_case_tensor *r = dfcl_case_add(c, "row", &p->row, DFCL_I32, (uint64_t)p->B, DFCL_IN);
+    r->fill = DFCL_FILL_INT;
+    r->a = 0;
+    r->b = p->rows - 1;
+    dfcl_case_add(c, "y", &p->y, DFCL_F32, (uint64_t)p->B * (uint64_t)p->N, DFCL_OUT)->tol = 0;
+}
+
 /* Fewer rows than samples, so that several samples meet in one row, in order: the bits must agree. */
 static void class_bwd_case(struct dfcl_case *c, int index) {
     struct dfcl_class_embed_bwd *p = (void *)c->params;
@@ -205,6 +255,14 @@ static double class_bwd_flops(const void *params) {
 static double class_bwd_bytes(const void *params) {
     const struct dfcl_class_embed_bwd *p = params;
     return 12.0 * p->B * p->d;
+}
+
+static double gather_flops(const void *params) {
+    return 0;
+}
+static double gather_bytes(const void *params) {
+    const struct dfcl_gather_rows *p = params;
+    return 8.0 * p->B * p->N;
 }
 
 static const struct dfcl_variant timestep_variants[] = {
@@ -253,4 +311,20 @@ const struct dfcl_op dfcl_op_class_embed_bwd = {
     .make_case = class_bwd_case,
     .flops = class_bwd_flops,
     .bytes = class_bwd_bytes,
+};
+
+static const struct dfcl_variant gather_variants[] = {
+    {.name = "portable", .supports = dfcl_supports_kernels, .launch = gather_portable},
+    {.name = "host", .supports = dfcl_supports_host, .launch = gather_host},
+};
+const struct dfcl_op dfcl_op_gather_rows = {
+    .name = "gather_rows",
+    .params_size = sizeof(struct dfcl_gather_rows),
+    .variants = gather_variants,
+    .variant_count = DFCL_COUNT(gather_variants),
+    .check_cases = DFCL_COUNT(gather_sizes) - 1,
+    .bench_cases = 1,
+    .make_case = gather_case,
+    .flops = gather_flops,
+    .bytes = gather_bytes,
 };

@@ -18,6 +18,7 @@ static const struct dfcl_op *const table[] = {
     &dfcl_op_ddpm_step,
     &dfcl_op_ema,
     &dfcl_op_gated_residual,
+    &dfcl_op_gather_rows,
     &dfcl_op_guide,
     &dfcl_op_hybrid_loss,
     &dfcl_op_linear_dw,

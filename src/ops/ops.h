@@ -169,6 +169,13 @@ struct dfcl_class_embed_bwd {
     struct dfcl_ref dc, row, dtable;
 };
 
+/* y[i] = table[row[i]], i < B: rows of N values; row i32 [B], 0 .. rows-1. */
+struct dfcl_gather_rows {
+    struct dfcl_op_head head;
+    int B, N, rows;
+    struct dfcl_ref table, row, y;
+};
+
 /* Columns of a diffusion table row (f32 [steps, DFCL_TAB_COUNT]), each rounded from double. */
 enum dfcl_tab {
     DFCL_TAB_SQRT_AB,      /* sqrt(abar_t) */
@@ -293,7 +300,7 @@ extern const struct dfcl_op dfcl_op_attn_fwd, dfcl_op_attn_bwd;
 extern const struct dfcl_op dfcl_op_ln_mod, dfcl_op_ln_mod_bwd, dfcl_op_act_fwd, dfcl_op_act_bwd;
 extern const struct dfcl_op dfcl_op_gated_residual, dfcl_op_branch_bwd;
 extern const struct dfcl_op dfcl_op_patchify, dfcl_op_unpatchify, dfcl_op_timestep_embed;
-extern const struct dfcl_op dfcl_op_class_embed, dfcl_op_class_embed_bwd;
+extern const struct dfcl_op dfcl_op_class_embed, dfcl_op_class_embed_bwd, dfcl_op_gather_rows;
 extern const struct dfcl_op dfcl_op_q_sample, dfcl_op_hybrid_loss;
 extern const struct dfcl_op dfcl_op_adamw, dfcl_op_ema, dfcl_op_axpby, dfcl_op_sumsq, dfcl_op_normal;
 extern const struct dfcl_op dfcl_op_guide, dfcl_op_ddpm_step, dfcl_op_linear_step;

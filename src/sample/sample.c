@@ -1,5 +1,6 @@
 /* dfcl_sample: requests by class and domain -> the sampler's items. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "models/model.h"
@@ -38,6 +39,37 @@ static dfcl_status make_items(dfcl_model *model, const struct dfcl_sample_params
     return DFCL_OK;
 }
 
+static int by_value(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Distinct (row, domain) pairs of a batch, references included, at most. Smaller batches have no more. */
+static dfcl_status most_conditions(const dfcl_context *ctx, const struct dfcl_sampler_item *items, int n, int batch, int *most,
+                                   dfcl_error *err) {
+    int m = DFCL_MIN(batch, n);
+    uint64_t *key = dfcl_calloc(ctx, (size_t)m, 2 * sizeof *key, err);
+    if (!key)
+        return DFCL_NOMEM;
+    *most = 0;
+    for (int first = 0; first < n; first += m) {
+        size_t k = 0;
+        int count = 0;
+        for (int i = first; i < DFCL_MIN(first + m, n); i++) {
+            const struct dfcl_sampler_item *it = &items[i];
+            key[k++] = (uint64_t)it->dom << 32 | (uint32_t)it->row;
+            if (it->scale != 1.0f)
+                key[k++] = (uint64_t)it->ref_dom << 32 | (uint32_t)it->ref_row;
+        }
+        qsort(key, k, sizeof *key, by_value);
+        for (size_t i = 0; i < k; i++)
+            count += i == 0 || key[i] != key[i - 1];
+        *most = DFCL_MAX(*most, count);
+    }
+    dfcl_free(ctx, key);
+    return DFCL_OK;
+}
+
 dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *params, const struct dfcl_sample_request *requests, int n,
                         float *out, dfcl_error *err) {
     struct dfcl_dit *dit = dfcl_model_dit(model);
@@ -64,6 +96,7 @@ dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *para
         .progress = params->progress,
         .progress_user = params->progress_user,
         .stop = params->stop,
+        .on_batch = params->ready,
     };
     enum dfcl_spacing spacing;
     int steps = params->steps ? params->steps : params->sampler == DFCL_SAMPLER_DDPM ? 250 : 50;
@@ -76,6 +109,8 @@ dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *para
         return st;
     items = dfcl_calloc(ctx, (size_t)n, sizeof *items, err);
     st = items ? make_items(model, params, requests, n, items, err) : DFCL_NOMEM;
+    if (!st)
+        st = most_conditions(ctx, items, n, opt.batch, &opt.conditions, err);
     if (!st)
         st = dfcl_sampler_create(&sampler, dit, &opt, n, (float)params->cfg != 1.0f, err);
     if (!st)

@@ -26,8 +26,8 @@ struct dfcl_sampler {
         struct dfcl_ref sum;   /* [2] */
         struct dfcl_ref scratch;
     } d;
-    /* host, [rows] or [batch] */
-    float *t, *scale;
+    /* host: [steps], [rows] or [batch] */
+    float *t, *scale, *latents;
     int32_t *rows, *dom, *cond, *ref;
     uint32_t *id;
 };
@@ -80,11 +80,13 @@ static dfcl_status take_memory(struct dfcl_sampler *s, dfcl_error *err) {
 
 static dfcl_status take_host(struct dfcl_sampler *s, dfcl_error *err) {
     size_t b = (size_t)s->batch, rows = (size_t)rows_of(s, s->batch);
-    if (!(s->t = dfcl_calloc(s->ctx, rows, sizeof *s->t, err)) || !(s->rows = dfcl_calloc(s->ctx, rows, sizeof *s->rows, err)) ||
+    if (!(s->t = dfcl_calloc(s->ctx, (size_t)s->opt.solver->steps, sizeof *s->t, err)) || !(s->rows = dfcl_calloc(s->ctx, rows, sizeof *s->rows, err)) ||
         !(s->dom = dfcl_calloc(s->ctx, rows, sizeof *s->dom, err)) || !(s->scale = dfcl_calloc(s->ctx, b, sizeof *s->scale, err)) ||
         !(s->cond = dfcl_calloc(s->ctx, b, sizeof *s->cond, err)) || !(s->ref = dfcl_calloc(s->ctx, b, sizeof *s->ref, err)) ||
-        !(s->id = dfcl_calloc(s->ctx, b, sizeof *s->id, err)))
+        !(s->id = dfcl_calloc(s->ctx, b, sizeof *s->id, err)) || !(s->latents = dfcl_calloc(s->ctx, b, s->values * sizeof(float), err)))
         return DFCL_NOMEM;
+    for (int j = 0; j < s->opt.solver->steps; j++)
+        s->t[j] = (float)s->opt.solver->step[j].t;
     return DFCL_OK;
 }
 
@@ -118,6 +120,9 @@ dfcl_status dfcl_sampler_create(struct dfcl_sampler **out, struct dfcl_dit *dit,
         if (limit)
             limit = limit > own ? limit - own : 1;
         st = dfcl_dit_plan(dit, rows_of(s, s->batch), false, limit, &plan, err);
+        int conditions = rows_of(s, s->batch);
+        if (!st)
+            st = dfcl_dit_reserve_ahead(dit, opt->solver->steps, opt->conditions ? DFCL_MIN(opt->conditions, conditions) : conditions, err);
         if (!st)
             st = take_memory(s, err);
         if (st != DFCL_NOMEM || s->batch == 1)
@@ -142,6 +147,7 @@ void dfcl_sampler_destroy(struct dfcl_sampler **sampler) {
         return;
     dfcl_arena_finish(&s->arena);
     dfcl_free(s->ctx, s->t);
+    dfcl_free(s->ctx, s->latents);
     dfcl_free(s->ctx, s->rows);
     dfcl_free(s->ctx, s->dom);
     dfcl_free(s->ctx, s->scale);
@@ -163,6 +169,7 @@ struct batch {
     int first, m; /* pictures [first, first + m) of the run */
     int n;        /* of the run */
     int R;        /* network rows */
+    int from, to; /* steps whose modulations have been made */
 };
 
 /* Fills the host arrays: network row i < m is picture i, references follow in the order of their pictures. */
@@ -223,14 +230,17 @@ static dfcl_status copy_references(struct dfcl_sampler *s, const struct batch *b
     return DFCL_OK;
 }
 
-static dfcl_status predict(struct dfcl_sampler *s, const struct batch *b, const struct dfcl_solver_step *q, dfcl_error *err) {
+static dfcl_status predict(struct dfcl_sampler *s, struct batch *b, int j, dfcl_error *err) {
+    const struct dfcl_solver_step *q = &s->opt.solver->step[j];
     dfcl_status st = copy_references(s, b, err);
-    if (st)
-        return st;
-    for (int i = 0; i < b->R; i++)
-        s->t[i] = (float)q->t;
-    struct dfcl_dit_batch net = {.B = b->R, .t = s->t, .rows = s->rows, .dom = s->dom, .x = s->d.x, .out = s->d.net};
-    st = dfcl_dit_forward(s->dit, &net, false, err);
+    if (!st && j == b->to) {
+        int done;
+        st = dfcl_dit_ahead(s->dit, s->t + j, s->opt.solver->steps - j, b->R, s->rows, s->dom, &done, err);
+        b->from = j;
+        b->to = j + done;
+    }
+    if (!st)
+        st = dfcl_dit_forward_ahead(s->dit, j - b->from, b->R, s->d.x, s->d.net, err);
     if (st)
         return st;
     struct dfcl_guide g = {.m = b->m,
@@ -308,7 +318,7 @@ static dfcl_status run_batch(struct dfcl_sampler *s, struct batch *b, double sta
         if (s->opt.stop && s->opt.stop(s->opt.progress_user))
             return dfcl_fail(err, DFCL_INTERRUPTED, "sampling: stopped before step %d of %d, %d of %d pictures done", j + 1, solver->steps,
                              b->first, b->n);
-        st = predict(s, b, q, err);
+        st = predict(s, b, j, err);
         if (!st && q->noise) {
             const float *given = s->opt.step_noise ? s->opt.step_noise + (size_t)j * (size_t)b->n * s->values : NULL;
             st = draw(s, b, s->d.noise, given, DFCL_STREAM_SAMPLE_STEP, (uint32_t)j, err);
@@ -336,7 +346,10 @@ dfcl_status dfcl_sampler_run(struct dfcl_sampler *s, const struct dfcl_sampler_i
                          s->opt.solver->steps, s->capacity);
     for (int first = 0; first < n; first += s->batch) {
         struct batch b = {.items = items, .first = first, .m = DFCL_MIN(s->batch, n - first), .n = n};
-        dfcl_status st = run_batch(s, &b, start, out + (size_t)first * s->values, err);
+        float *to = out ? out + (size_t)first * s->values : s->latents;
+        dfcl_status st = run_batch(s, &b, start, to, err);
+        if (!st && s->opt.on_batch)
+            st = s->opt.on_batch(s->opt.progress_user, first, b.m, to, err);
         if (st)
             return st;
     }

@@ -25,6 +25,7 @@ struct dfcl_sampler_state {
 struct dfcl_sampler_options {
     const struct dfcl_solver *solver; /* outlives the sampler */
     int batch;           /* pictures per pass at most, >= 1 */
+    int conditions;      /* distinct (row, dom) pairs among a batch's samples and references, at most; 0: as many as there may be */
     uint64_t max_memory; /* as for dfcl_dit_plan */
     int guided_channels; /* the first so many channels of eps are guided, 0 .. C */
     bool clip;           /* clamp predicted x0 to [-1, 1] */
@@ -34,9 +35,11 @@ struct dfcl_sampler_options {
     void (*progress)(void *user, int done, int total, double seconds); /* in picture-steps; may be NULL */
     void *progress_user;
     int (*stop)(void *user); /* with progress_user; asked before each step; may be NULL */
-    /* May be NULL. A non-OK return ends the run with that status. */
+    /* Each may be NULL. A non-OK return ends the run with that status. */
     dfcl_status (*on_step)(void *user, const struct dfcl_sampler_state *state, dfcl_error *err);
     void *on_step_user;
+    /* A batch is done: latents [count,C,S,S] of pictures [first, first + count), valid during the call; with progress_user. */
+    dfcl_status (*on_batch)(void *user, int first, int count, const float *latents, dfcl_error *err);
 };
 
 struct dfcl_sampler;
@@ -49,8 +52,8 @@ dfcl_status dfcl_sampler_create(struct dfcl_sampler **out, struct dfcl_dit *dit,
 void dfcl_sampler_destroy(struct dfcl_sampler **sampler);
 int dfcl_sampler_batch(const struct dfcl_sampler *sampler); /* pictures per pass as planned */
 
-/* Draws n pictures; out: host [n,C,S,S]. DFCL_NONFINITE names the step and the picture; DFCL_INTERRUPTED when stopped (whole batches done by then
- * are in `out`). */
+/* Draws n pictures; out: host [n,C,S,S], or NULL: on_batch alone sees them. DFCL_NONFINITE names the step and the picture; DFCL_INTERRUPTED when
+ * stopped (whole batches done by then are in `out`). */
 dfcl_status dfcl_sampler_run(struct dfcl_sampler *sampler, const struct dfcl_sampler_item *items, int n, float *out, dfcl_error *err);
 
 #endif

@@ -236,6 +236,26 @@ def test_same_picture_on_every_device():
             assert worst < 1 / 255, (sampler, k, worst)
 
 
+def test_interrupted_sampling_keeps_pictures():
+    base, folder, latents = make_base("ibase.safetensors"), path("ifolder"), path("ilatents.safetensors")
+    words = ["sample", "--device", "host", "--model", base, "--classes", "0", "-n", 100000, "--batch", 2, "--steps", 40, "--sampler", "ddim"]
+    p = subprocess.Popen([CLI, *map(str, words), "--out", folder, "--save-latents", latents], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    give_up = time.time() + 120
+    while not os.path.exists(os.path.join(folder, "000003.png")) and time.time() < give_up and p.poll() is None:
+        time.sleep(0.02)
+    p.send_signal(signal.SIGINT)
+    err = p.communicate()[1]
+    assert p.returncode == 130, (p.returncode, err)
+    names = sorted(os.listdir(folder))
+    assert len(names) >= 4 and len(names) % 2 == 0 and names == [f"{i:06}.png" for i in range(len(names))], names
+    assert f"{len(names)} of 100000 pictures done and kept" in err, err
+    got = tensors(latents)[0]["latents"]
+    assert got[0] == [len(names), 1, 8, 8], got[0]
+    run(*words[:-6], "--steps", 40, "--sampler", "ddim", "-n", 3, "--batch", 2, "--out", path("iwhole"))
+    for i in range(3):
+        assert open(os.path.join(folder, names[i]), "rb").read() == open(path(f"iwhole/{names[i]}"), "rb").read(), i
+
+
 def test_resume_is_exact():
     base, images = make_base("rbase.safetensors"), make_images("rimages")
     small_train("straight", base, images, steps=6)

@@ -322,6 +322,71 @@ static void test_domains(void **state) {
     dfcl_st_close(&st);
 }
 
+/* Passes with modulations made ahead have the bits of passes by themselves: samples that share conditions, mixed domains, several slices. */
+static void test_ahead(void **state) {
+    enum { B = 5, PASSES = 30 };
+    dfcl_error err = {0};
+    struct dfcl_st *st = golden_open("forward.safetensors");
+    float *x3 = golden_need(st, "x", NULL), x[B * IMG], t[PASSES], y[B] = {3, 10, 3, 10, 7};
+    for (int i = 0; i < B; i++)
+        memcpy(x + i * IMG, x3 + i % 3 * IMG, IMG * sizeof *x);
+    for (int p = 0; p < PASSES; p++)
+        t[p] = (float)(999 - 33 * p);
+    struct dfcl_dit *dit = load(FROZEN, true, false, 2);
+    set_from(dit, "dit/dit.safetensors", false, 1, 0.5f);
+    set_from(dit, "dit/gamma_random.safetensors", true, 1, 1);
+    struct io io;
+    io_init(&io, B, x, t, y);
+    int32_t dom[B] = {0, 0, 1, 0, 1};
+    struct dfcl_plan plan;
+    int32_t *const domains[] = {NULL, dom};
+    for (int k = 0; k < 4; k++) { /* the second time in slices, under a limit that leaves little */
+        ok(dfcl_dit_plan(dit, B, false, 0, &plan, &err), &err);
+        uint64_t before = dfcl_device_memory_used(dev), limit = plan.total + 500000;
+        if (k >= 2)
+            ok(dfcl_dit_plan(dit, B, false, limit, NULL, &err), &err);
+        ok(dfcl_dit_reserve_ahead(dit, PASSES, 4, &err), &err);
+        if (k >= 2)
+            assert_true(dfcl_device_memory_used(dev) <= before + 500000);
+        io.b.dom = domains[k % 2];
+        int from = 0, done = 0, slices = 0;
+        for (int p = 0; p < PASSES; p++) {
+            if (p == from + done) {
+                from = p;
+                ok(dfcl_dit_ahead(dit, t + p, PASSES - p, B, io.rows, io.b.dom, &done, &err), &err);
+                slices++;
+            }
+            int b = p % 2 ? B : 2; /* also the first samples alone */
+            ok(dfcl_dit_forward_ahead(dit, p - from, b, io.b.x, io.b.out, &err), &err);
+            float *ahead = read_out(&io);
+            for (int i = 0; i < B; i++)
+                io.t[i] = t[p];
+            io.b.B = b;
+            ok(dfcl_dit_forward(dit, &io.b, false, &err), &err);
+            io.b.B = B;
+            float *alone = read_out(&io);
+            assert_memory_equal(ahead, alone, (size_t)b * 2 * IMG * 4);
+            free(ahead), free(alone);
+        }
+        assert_true(k < 2 ? slices == 1 : slices > 1);
+    }
+    /* refusals: more conditions than reserved; a pass that was not made; no room */
+    int done;
+    float again[B] = {1, 2, 3, 4, 5};
+    for (int i = 0; i < B; i++)
+        io.rows[i] = (int32_t)again[i];
+    ok(dfcl_dit_plan(dit, B, false, plan.total + 500000, NULL, &err), &err);
+    ok(dfcl_dit_reserve_ahead(dit, 1, 4, &err), &err);
+    assert_int_equal(dfcl_dit_ahead(dit, t, 1, B, io.rows, NULL, &done, &err), DFCL_ERROR);
+    assert_int_equal(dfcl_dit_forward_ahead(dit, 0, B, io.b.x, io.b.out, &err), DFCL_ERROR);
+    ok(dfcl_dit_plan(dit, B, false, plan.total, NULL, &err), &err);
+    assert_int_equal(dfcl_dit_reserve_ahead(dit, 1, 4, &err), DFCL_NOMEM);
+    free(x3);
+    io_finish(&io);
+    dfcl_dit_destroy(&dit);
+    dfcl_st_close(&st);
+}
+
 /* ---- the rest ---- */
 
 static void test_values(void **state) {
@@ -493,6 +558,7 @@ int main(void) {
         cmocka_unit_test(test_forward_gamma),    cmocka_unit_test(test_gradients_difffit), cmocka_unit_test(test_gradients_bitfit),
         cmocka_unit_test(test_gradients_full),   cmocka_unit_test(test_partial),          cmocka_unit_test(test_domains),
         cmocka_unit_test(test_values),           cmocka_unit_test(test_plan),             cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_ahead),
     };
     open_device();
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

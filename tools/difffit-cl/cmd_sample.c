@@ -1,29 +1,28 @@
 #include "commands.h"
+#include "sample_out.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
-#include <unistd.h>
-
-struct job {
-    struct cli *c;
-    double start;
-};
 
 static void on_progress(void *user, int done, int total, double seconds) {
-    struct job *j = user;
+    const struct sample_out *o = user;
     char eta[32];
     cli_eta(done ? seconds * (total - done) / done : -1, eta, sizeof eta);
-    cli_progress(j->c, done == total, "sampling %d%%  %.1f image-steps/s  %s left", (int)(100.0 * done / (total ? total : 1)),
+    cli_progress(o->c, done == total, "sampling %d%%  %.1f image-steps/s  %s left", (int)(100.0 * done / (total ? total : 1)),
                  seconds > 0 ? done / seconds : 0.0, eta);
 }
 
 static int on_stop(void *user) {
     (void)user;
     return cli_interrupted();
+}
+
+static dfcl_status on_ready(void *user, int first, int count, const float *latents, dfcl_error *err) {
+    (void)first;
+    return sample_out_add(user, count, latents, err);
 }
 
 /* "0,3,7" or names, separated by commas; "all"; "null". */
@@ -109,90 +108,6 @@ static dfcl_status read_noise(struct cli *c, const char *path, const char *key, 
     return DFCL_FORMAT;
 }
 
-static bool ends_with(const char *s, const char *tail) {
-    size_t n = strlen(s), m = strlen(tail);
-    return n >= m && !strcasecmp(s + n - m, tail);
-}
-
-static dfcl_status no_place(dfcl_error *err, const char *path, const char *why) {
-    err->status = DFCL_IO;
-    snprintf(err->msg, sizeof err->msg, "%s: %s", path, why);
-    return DFCL_IO;
-}
-
-/* Sampling may take hours: where its result is to go is looked at before it starts. folder: `path` is one, or will be made. */
-static dfcl_status check_place(const char *path, bool folder, dfcl_error *err) {
-    char dir[4096];
-    struct stat st;
-    bool there = stat(path, &st) == 0;
-    if (there && folder != (bool)S_ISDIR(st.st_mode))
-        return no_place(err, path, folder ? "expected NAME.png or a folder, found a file" : "expected a file, found a folder");
-    snprintf(dir, sizeof dir, "%s", path);
-    for (size_t n = strlen(dir); n > 1 && dir[n - 1] == '/'; n--)
-        dir[n - 1] = 0;
-    char *slash = strrchr(dir, '/');
-    if (!there || !folder) {
-        if (slash)
-            slash[slash == dir] = 0;
-        else
-            snprintf(dir, sizeof dir, ".");
-    }
-    if (access(dir, W_OK | X_OK) != 0) {
-        char why[128];
-        snprintf(why, sizeof why, "cannot create: %s", strerror(errno));
-        return no_place(err, path, why);
-    }
-    return stat(dir, &st) == 0 && S_ISDIR(st.st_mode) ? DFCL_OK : no_place(err, path, "cannot create: Not a directory");
-}
-
-/* Writes the pictures: one grid when `out` ends in .png, else a folder of numbered files. */
-static dfcl_status write_pictures(struct cli *c, const char *out, const float *x, int n, int channels, int side, int columns, int zoom,
-                                  const char *const *text, const struct dfcl_sample_request *requests, dfcl_error *err) {
-    size_t each = (size_t)channels * (size_t)side * (size_t)side;
-    uint8_t *pixels = malloc(each * (size_t)n);
-    if (!pixels) {
-        err->status = DFCL_NOMEM;
-        snprintf(err->msg, sizeof err->msg, "out of memory");
-        return DFCL_NOMEM;
-    }
-    dfcl_pixels(x, n, channels, side, pixels);
-    dfcl_status s = DFCL_OK;
-    if (ends_with(out, ".png")) {
-        uint8_t *grid = NULL;
-        int w, h;
-        s = dfcl_grid(c->ctx, pixels, n, side, channels, columns, zoom, &grid, &w, &h, err);
-        if (!s)
-            s = dfcl_png_write(c->ctx, out, grid, w, h, channels, text, err);
-        dfcl_free_pixels(c->ctx, grid);
-    } else {
-        if (mkdir(out, 0777) != 0 && errno != EEXIST) {
-            err->status = DFCL_IO;
-            snprintf(err->msg, sizeof err->msg, "%s: cannot create folder: %s", out, strerror(errno));
-            s = DFCL_IO;
-        }
-        for (int i = 0; i < n && !s; i++) {
-            char path[4096], id[32], number[32];
-            snprintf(path, sizeof path, "%s/%06d.png", out, i);
-            snprintf(id, sizeof id, "%d", requests[i].class_id);
-            snprintf(number, sizeof number, "%u", requests[i].number);
-            const char *more[40];
-            int k = 0;
-            while (text[k] && k < 32) {
-                more[k] = text[k];
-                k++;
-            }
-            more[k++] = "class";
-            more[k++] = id;
-            more[k++] = "number";
-            more[k++] = number;
-            more[k] = NULL;
-            s = dfcl_png_write(c->ctx, path, pixels + each * (size_t)i, side, side, channels, more, err);
-        }
-    }
-    free(pixels);
-    return s;
-}
-
 int cmd_sample(struct cli *c, int argc, char **argv) {
     struct dfcl_model_params mp = {0};
     struct dfcl_sample_params sp = {.cfg = 1.0};
@@ -254,10 +169,11 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--eta is for --sampler ddim, found %s", sampler);
     if (sp.spacing && sp.sampler == DFCL_SAMPLER_DPMPP_2M)
         return cli_usage(c, "--spacing is for ddpm and ddim: dpm++ has its own");
-    bool grid = out && ends_with(out, ".png");
+    bool grid = out && sample_out_is_grid(out);
     static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz"};
-    for (size_t i = 0; out && i < sizeof others / sizeof *others; i++)
-        if (ends_with(out, others[i]))
+    const char *dot = out ? strrchr(out, '.') : NULL;
+    for (size_t i = 0; dot && i < sizeof others / sizeof *others; i++)
+        if (!strcasecmp(dot, others[i]))
             return cli_usage(c, "--out: expected NAME.png or a folder, found '%s'", out);
     if (!grid && (columns || zoom))
         return cli_usage(c, "--columns and --zoom are for a grid (--out NAME.png)");
@@ -271,12 +187,10 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     dfcl_model *model = NULL;
     int *ids = NULL, id_count = 0, domain = 0;
     struct dfcl_sample_request *requests = NULL;
-    float *x = NULL, *z = NULL, *zs = NULL;
-    struct job job = {.c = c};
+    float *z = NULL, *zs = NULL;
+    struct sample_out to = {.c = c, .path = out, .latents_path = save_latents};
     cli_catch_signals();
-    dfcl_status s = out ? check_place(out, !grid, &err) : DFCL_OK;
-    if (!s && save_latents)
-        s = check_place(save_latents, false, &err);
+    dfcl_status s = sample_out_check(&to, &err);
     if (!s)
         s = cli_open_device(c, &dev, &err);
     if (!s)
@@ -303,10 +217,8 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         goto quiet_out;
     }
     int n = (int)n64;
-    size_t each = (size_t)shape->channels * (size_t)shape->input * (size_t)shape->input;
     requests = calloc((size_t)n, sizeof *requests);
-    x = calloc((size_t)n * each, sizeof *x);
-    if (!requests || !x) {
+    if (!requests) {
         err.status = s = DFCL_NOMEM;
         snprintf(err.msg, sizeof err.msg, "out of memory");
         goto out;
@@ -320,26 +232,36 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         goto out;
     sp.init_noise = z;
     sp.step_noise = zs;
+    char steps[16], seed[32], cfg[32], eta[32];
+    snprintf(steps, sizeof steps, "%d", sp.steps);
+    snprintf(seed, sizeof seed, "%llu", (unsigned long long)sp.seed);
+    snprintf(cfg, sizeof cfg, "%g", sp.cfg);
+    snprintf(eta, sizeof eta, "%g", sp.eta);
+    const char *text[] = {"Software", "difffit-cl", "version", dfcl_version(), "base", dfcl_model_hash(model), "delta",
+                          deltas.count ? deltas.items[0] : "", "classes", classes ? classes : "all", "sampler", sampler, "steps", steps,
+                          "spacing", sp.spacing ? sp.spacing : "even", "eta", eta, "cfg", cfg, "seed", seed, NULL};
+    to.n = n;
+    to.channels = shape->channels;
+    to.side = shape->input;
+    to.columns = columns ? columns : per_class;
+    to.zoom = zoom ? zoom : shape->input <= 32 ? 4 : shape->input <= 64 ? 2 : 1;
+    to.text = text;
+    to.requests = requests;
     sp.progress = on_progress;
-    sp.progress_user = &job;
+    sp.progress_user = &to;
     sp.stop = on_stop;
-    s = dfcl_sample(model, &sp, requests, n, x, &err);
-    if (s)
-        goto out;
-    if (save_latents)
-        s = dfcl_tensor_write(c->ctx, save_latents, "latents", x, want + 1, 4, &err);
-    if (!s && out) {
-        char steps[16], seed[32], cfg[32], eta[32];
-        snprintf(steps, sizeof steps, "%d", sp.steps);
-        snprintf(seed, sizeof seed, "%llu", (unsigned long long)sp.seed);
-        snprintf(cfg, sizeof cfg, "%g", sp.cfg);
-        snprintf(eta, sizeof eta, "%g", sp.eta);
-        const char *text[] = {"Software", "difffit-cl", "version", dfcl_version(), "base", dfcl_model_hash(model), "delta",
-                              deltas.count ? deltas.items[0] : "", "classes", classes ? classes : "all", "sampler", sampler, "steps", steps,
-                              "spacing", sp.spacing ? sp.spacing : "even", "eta", eta, "cfg", cfg, "seed", seed, NULL};
-        if (!zoom)
-            zoom = shape->input <= 32 ? 4 : shape->input <= 64 ? 2 : 1;
-        s = write_pictures(c, out, x, n, shape->channels, shape->input, columns ? columns : per_class, zoom, text, requests, &err);
+    sp.ready = on_ready;
+    s = sample_out_begin(&to, &err);
+    if (!s)
+        s = dfcl_sample(model, &sp, requests, n, NULL, &err);
+    if (!s || s == DFCL_INTERRUPTED) {
+        dfcl_error late = {0};
+        dfcl_status end = sample_out_end(&to, s ? &late : &err);
+        s = s ? s : end;
+        if (late.status)
+            cli_fail(c, &late);
+        else if (s && to.done)
+            snprintf(err.msg + strlen(err.msg), sizeof err.msg - strlen(err.msg), " and kept");
     }
     if (!s && !c->quiet)
         printf("%s\n", out ? out : save_latents);
@@ -349,7 +271,7 @@ out:
 quiet_out:
     dfcl_tensor_free(c->ctx, z);
     dfcl_tensor_free(c->ctx, zs);
-    free(x);
+    sample_out_free(&to);
     free(requests);
     free(ids);
     dfcl_model_close(&model);
