@@ -2,7 +2,7 @@
 #ifndef SAMPLE_OUT_H
 #define SAMPLE_OUT_H
 
-#include "cli.h"
+#include "../cli.h"
 
 struct sample_out {
     struct cli *c;
