@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""difffit-bench on small models: what --json says, given inputs, pacing, comparison.   test_bench.py DIFFFIT-BENCH DIFFFIT-CL [pattern]"""
+"""difffit-bench on small models: what --json says, given inputs, pacing, comparison; tools/bench_torch.py as far as PyTorch is there.
+
+    test_bench.py DIFFFIT-BENCH DIFFFIT-CL BENCH_TORCH.PY [pattern]
+"""
+import ast
+import importlib.util
 import json
 import os
 import re
@@ -10,8 +15,8 @@ import tempfile
 import time
 import traceback
 
-BENCH, CLI = (os.path.abspath(p) for p in sys.argv[1:3])
-PATTERN = sys.argv[3] if len(sys.argv) > 3 else ""
+BENCH, CLI, TORCH = (os.path.abspath(p) for p in sys.argv[1:4])
+PATTERN = sys.argv[4] if len(sys.argv) > 4 else ""
 tmp = tempfile.TemporaryDirectory(prefix="dfcl-bench-")
 T = tmp.name
 # PoCL may keep its kernels between runs: building them anew would be most of the time.
@@ -215,6 +220,23 @@ def test_ops():
             assert only["ops"] and all("cpu" not in o["variant"] for o in only["ops"])
             assert json.loads(run("peak", "--device", d, "--repeat", 1, "--json")[0])["peak_gflops"] > 0
     fails(2, "ops", "--device", "host", "--filter", "no-such-op", says="no-such-op")
+
+
+def test_torch():
+    """Without PyTorch: the script parses, has help and says what is missing. With it: both sides agree."""
+    for script in (TORCH, os.path.join(os.path.dirname(TORCH), "torch_dit.py")):
+        with open(script) as f:
+            ast.parse(f.read())
+    assert "--table" in run(TORCH, "--help", program=sys.executable)[0]
+    run(TORCH, "backward", program=sys.executable, code=2)
+    words = [TORCH, "forward", "--size", "DiT-S/8", "--pixels", 128, "--rounds", 1, "--turn-seconds", 0.01, "--bench", BENCH, "--device", "host", "--json",
+             path("t.json")]
+    if importlib.util.find_spec("torch"):
+        run(*words, program=sys.executable)
+        with open(path("t.json")) as f:
+            assert json.load(f)[0]["check"]["ok"]
+    else:
+        assert "not installed" in run(*words, program=sys.executable, code=1)[1]
 
 
 failed = passed = 0
