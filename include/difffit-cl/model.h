@@ -64,6 +64,15 @@ DFCL_API dfcl_status dfcl_model_init(const dfcl_context *ctx, const struct dfcl_
  * do not fit; DFCL_NONFINITE: a value is NaN or infinite; DFCL_NOMEM: no room for another domain (max_domains, max_class_rows). */
 DFCL_API dfcl_status dfcl_model_load_delta(dfcl_model *model, const char *path, float strength, int force, int *domain,
                                            dfcl_error *err);
+/* A weighted blend of several deltas as one domain: base + the sum of strength_i (value_i - base) over what base and delta both have, gammas
+ * likewise about 1. Class rows that the base lacks are the average of the deltas', weighted by the strengths. DFCL_FORMAT also when class tables of the deltas
+ * are not of the same classes by name; DFCL_USAGE when such an average needs a sum of strengths other than 0. */
+struct dfcl_delta_part {
+    const char *path;
+    float strength;
+};
+DFCL_API dfcl_status dfcl_model_load_blend(dfcl_model *model, const struct dfcl_delta_part *parts, int count, int force, int *domain,
+                                           dfcl_error *err);
 /* Frees the domain's slot and class rows for another delta. DFCL_USAGE for domain 0 and for one that is not loaded. */
 DFCL_API dfcl_status dfcl_model_unload_delta(dfcl_model *model, int domain, dfcl_error *err);
 /* Number of classes of a domain, and a class's name ("" when unknown; NULL when out of range). */

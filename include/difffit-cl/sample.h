@@ -8,6 +8,8 @@
 extern "C" {
 #endif
 
+/* Where guidance takes its reference half from: the null class of the picture's own domain, or that of the base. */
+enum dfcl_guidance { DFCL_GUIDANCE_CLASS = 0, DFCL_GUIDANCE_DOMAIN };
 enum dfcl_sampler_kind { DFCL_SAMPLER_DDPM = 0, DFCL_SAMPLER_DDIM, DFCL_SAMPLER_DPMPP_2M };
 
 struct dfcl_sample_params {
@@ -17,6 +19,8 @@ struct dfcl_sample_params {
     double eta;            /* DDIM */
     double cfg;            /* guidance scale; 1: none (no second half); 0: the null class alone */
     const char *cfg_channels; /* NULL: "3" for 4-channel latents, else "all" */
+    enum dfcl_guidance guidance;
+    double cfg_lo, cfg_hi; /* guidance only at noise levels cfg_lo < sigma <= cfg_hi, sigma = sqrt((1 - abar) / abar); both 0: at all levels */
     int clip;              /* clamp predicted x0 to [-1,1] (pixel models) : -1 no, 1 yes, 0: yes for models of other than 4 channels */
     uint64_t seed;
     int batch;             /* images per pass at most; 0: 8 */
@@ -31,11 +35,14 @@ struct dfcl_sample_params {
     dfcl_status (*ready)(void *user, int first, int count, const float *latents, dfcl_error *err);
 };
 
-/* One picture wanted. The noise depends on (seed, `number`) only, never on the batch it is drawn in. */
+/* One picture wanted. The noise depends on (seed, `number`) only, never on the batch it is drawn in. Pictures of different domains share passes. */
 struct dfcl_sample_request {
     int domain;
     int class_id;     /* 0 .. classes-1; classes: the null class */
     uint32_t number;  /* sample index in the request */
+    int own;          /* 1: seed and guidance scale are the two below, 0: those of the call */
+    uint64_t seed;
+    double cfg;
 };
 
 /* Draws n pictures; latents [n,C,S,S] f32 written to `out` (NULL: only `ready` sees them). Non-finite values: DFCL_NONFINITE. DFCL_USAGE: steps that

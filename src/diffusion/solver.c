@@ -8,6 +8,7 @@ static void ddpm_steps(struct dfcl_solver *s, const struct dfcl_schedule *sc) {
         struct dfcl_solver_step *p = &s->step[j];
         int i = s->steps - 1 - j;
         p->t = sc->map[i];
+        p->sigma = sqrt((1 - sc->abar[i]) / sc->abar[i]);
         p->ancestral = true;
         p->noise = i > 0;
         for (int k = 0; k < DFCL_TAB_COUNT; k++)
@@ -26,6 +27,7 @@ static void ddim_steps(struct dfcl_solver *s, const struct dfcl_schedule *sc, do
         double sigma = eta * sqrt((1 - prev) / (1 - ab)) * sqrt(1 - ab / prev);
         double ke = sqrt(fmax(1 - prev - sigma * sigma, 0.0));
         p->t = sc->map[i];
+        p->sigma = rb;
         p->noise = i > 0 && sigma > 0;
         p->a = (float)ra;
         p->b = (float)-rb;
@@ -48,6 +50,7 @@ static void dpm_steps(struct dfcl_solver *s, const struct dfcl_dpm_places *d) {
         double sg = d->sigma[j], next = d->sigma[j + 1];
         double a = 1 / sqrt(1 + sg * sg), lambda = -log(sg);
         p->t = d->map[j];
+        p->sigma = sg;
         p->a = (float)(1 / a);
         p->b = (float)-sg;
         if (next > 0) {

@@ -9,6 +9,7 @@
 
 struct dfcl_solver_step {
     int t;          /* training timestep that the network sees */
+    double sigma;   /* its noise level sqrt((1 - abar) / abar) */
     bool ancestral; /* op ddpm_step with `tab` and the learned range; else op linear_step with the coefficients below */
     bool noise;     /* wants noise */
     bool prev;      /* wants the x0 of the step before */

@@ -1,4 +1,4 @@
-/* A delta as a new domain of a model on a device. */
+/* A delta, or a blend of several, as a new domain of a model on a device. */
 #include "formats/tensor_file.h"
 #include "methods/delta.h"
 
@@ -37,30 +37,53 @@ static dfcl_status check_plain(struct dfcl_model *m, const struct dfcl_delta *d,
     return DFCL_OK;
 }
 
-/* Vectors: the delta's at the given strength, the base's where it has none; a gamma it does not have is 1. */
-static dfcl_status load_vectors(struct dfcl_model *m, const struct dfcl_delta *d, int domain, float strength, dfcl_error *err) {
+/* Deltas that make one domain. */
+struct blend {
+    struct dfcl_delta **d;
+    const struct dfcl_delta_part *part;
+    int n;
+    const struct dfcl_delta *table; /* the first with a class table, or NULL */
+};
+
+/* to = base + the sum of strength (value - base); a single delta's is exact at strength 1. to may be base. */
+static void add_part(const struct blend *b, int i, float *to, float *value, const float *base, int64_t count) {
+    float s = b->part[i].strength;
+    if (b->n == 1) {
+        dfcl_delta_blend(value, base, count, s);
+        memcpy(to, value, (size_t)count * sizeof *to);
+        return;
+    }
+    for (int64_t k = 0; k < count; k++)
+        to[k] += s * (value[k] - base[k]);
+}
+
+/* Vectors: the deltas' at their strengths, the base's where they have none; a gamma that none has is 1. */
+static dfcl_status load_vectors(struct dfcl_model *m, const struct blend *b, int domain, dfcl_error *err) {
     int n;
     struct dfcl_param *p = dfcl_dit_params(m->dit, &n);
     for (int i = 0; i < n; i++) {
         if (p[i].kind != DFCL_PARAM_VEC)
             continue;
-        float *value = NULL, *base = NULL;
-        dfcl_status s = dfcl_delta_read(d, p[i].name, &value, err);
-        bool own = value != NULL;
-        if (!s && !(base = dfcl_calloc(m->ctx, (size_t)p[i].count, sizeof *base, err)))
-            s = DFCL_NOMEM;
-        if (!s && p[i].gamma) {
+        float *base = dfcl_calloc(m->ctx, (size_t)p[i].count, 2 * sizeof *base, err), *to = base ? base + p[i].count : NULL;
+        dfcl_status s = base ? DFCL_OK : DFCL_NOMEM;
+        if (!s && p[i].gamma)
             for (int64_t k = 0; k < p[i].count; k++)
                 base[k] = 1.0f;
-            p[i].present = p[i].present || own;
-        } else if (!s) {
+        else if (!s)
             s = dfcl_dit_get(m->dit, &p[i], 0, base, err);
-        }
-        if (!s && own)
-            dfcl_delta_blend(value, base, p[i].count, strength);
         if (!s)
-            s = dfcl_dit_set(m->dit, &p[i], domain, own ? value : base, err);
-        dfcl_free(m->ctx, value);
+            memcpy(to, base, (size_t)p[i].count * sizeof *to);
+        for (int j = 0; j < b->n && !s; j++) {
+            float *value = NULL;
+            s = dfcl_delta_read(b->d[j], p[i].name, &value, err);
+            if (!s && value) {
+                p[i].present = true;
+                add_part(b, j, to, value, base, p[i].count);
+            }
+            dfcl_free(m->ctx, value);
+        }
+        if (!s)
+            s = dfcl_dit_set(m->dit, &p[i], domain, to, err);
         dfcl_free(m->ctx, base);
         if (s)
             return s;
@@ -81,63 +104,127 @@ static int base_row(const struct dfcl_model *m, const struct dfcl_delta *d, int 
     return -1;
 }
 
-static dfcl_status load_table(struct dfcl_model *m, const struct dfcl_delta *d, int domain, float strength, dfcl_error *err) {
-    int width = dfcl_dit_get_config(m->dit)->hidden;
-    float *rows = NULL, *base = NULL;
-    dfcl_status s = dfcl_delta_read(d, DFCL_CLASS_TABLE, &rows, err);
-    if (!s && strength != 1.0f && !(base = dfcl_calloc(m->ctx, (size_t)width, sizeof *base, err)))
-        s = DFCL_NOMEM;
-    for (int i = 0; !s && base && i <= d->classes; i++) {
-        int from = base_row(m, d, i);
-        if (from >= 0 && !(s = dfcl_dit_get_rows(m->dit, from, 1, base, err)))
-            dfcl_delta_blend(rows + (size_t)i * (size_t)width, base, width, strength);
+/* Rows that the base has are blended about them, others averaged. */
+static dfcl_status load_table(struct dfcl_model *m, const struct blend *b, int domain, dfcl_error *err) {
+    int width = dfcl_dit_get_config(m->dit)->hidden, classes = b->table->classes;
+    size_t row = (size_t)width, count = ((size_t)classes + 1) * row;
+    float sum = 0;
+    bool average = false;
+    float *base = dfcl_calloc(m->ctx, count, 2 * sizeof *base, err), *to = base ? base + count : NULL, *rows = NULL;
+    dfcl_status s = base ? DFCL_OK : DFCL_NOMEM;
+    for (int i = 0; i <= classes && !s; i++) {
+        int from = base_row(m, b->table, i);
+        average = average || from < 0;
+        if (from >= 0)
+            s = dfcl_dit_get_rows(m->dit, from, 1, base + (size_t)i * row, err);
+    }
+    for (int j = 0; j < b->n; j++)
+        sum += b->d[j]->classes >= 0 ? b->part[j].strength : 0;
+    if (!s && average && sum == 0 && b->n > 1)
+        s = dfcl_fail(err, DFCL_USAGE, "%s: class rows that the base lacks are averaged by strength, but the strengths add up to 0", b->part[0].path);
+    if (!s)
+        memcpy(to, base, count * sizeof *to);
+    for (int j = 0; j < b->n && !s; j++) {
+        if (b->d[j]->classes < 0 || (s = dfcl_delta_read(b->d[j], DFCL_CLASS_TABLE, &rows, err)))
+            continue;
+        for (int i = 0; i <= classes; i++) {
+            size_t at = (size_t)i * row;
+            if (base_row(m, b->table, i) >= 0)
+                add_part(b, j, to + at, rows + at, base + at, width);
+            else
+                for (size_t k = 0; k < row; k++)
+                    to[at + k] += (b->n == 1 ? 1.0f : b->part[j].strength / sum) * rows[at + k];
+        }
+        dfcl_free(m->ctx, rows);
+        rows = NULL;
     }
     if (!s)
-        s = dfcl_dit_set_rows(m->dit, m->domains[domain].first_row, d->classes + 1, rows, err);
-    dfcl_free(m->ctx, rows);
+        s = dfcl_dit_set_rows(m->dit, m->domains[domain].first_row, classes + 1, to, err);
     dfcl_free(m->ctx, base);
     return s;
 }
 
-dfcl_status dfcl_model_load_delta(dfcl_model *m, const char *path, float strength, int force, int *domain, dfcl_error *err) {
-    struct dfcl_delta *d = NULL;
-    int slot = 0;
-    *domain = 0;
-    if (!(strength >= -100.0f && strength <= 100.0f))
-        return dfcl_fail(err, DFCL_USAGE, "%s: strength %g, expected a number near 0 to 1", path, (double)strength);
-    dfcl_status s = dfcl_delta_open(&d, m->ctx, path, err);
-    if (s)
-        return s;
+/* Tables that meet in a blend must be of the same classes. */
+static dfcl_status check_tables(struct blend *b, dfcl_error *err) {
+    for (int j = 0; j < b->n; j++) {
+        const struct dfcl_delta *d = b->d[j], *t = b->table;
+        if (d->classes < 0)
+            continue;
+        if (!t) {
+            b->table = d;
+            continue;
+        }
+        bool same = d->classes == t->classes && d->own_classes == t->own_classes && (!d->class_names == !t->class_names) &&
+                    (d->class_names || !d->own_classes);
+        for (int i = 0; same && d->class_names && i < d->classes; i++)
+            same = !strcmp(d->class_names[i], t->class_names[i]);
+        if (!same)
+            return dfcl_fail(err, DFCL_FORMAT, "%s: its classes are not, by name and order, those of %s: only deltas of the same classes blend", d->path,
+                             t->path);
+    }
+    for (int j = 0; j < b->n; j++) /* without a table: the base's classes */
+        if (b->table && b->table->own_classes && b->d[j]->classes < 0)
+            return dfcl_fail(err, DFCL_FORMAT, "%s: has the base's classes, %s its own: only deltas of the same classes blend", b->d[j]->path,
+                             b->table->path);
+    return DFCL_OK;
+}
+
+static dfcl_status check(struct dfcl_model *m, const struct dfcl_delta *d, bool force, dfcl_error *err) {
+    const struct dfcl_dit_config *c = dfcl_dit_get_config(m->dit);
+    dfcl_status s;
     if ((s = dfcl_delta_check_base(d, m->hash, m->base->path, force, err)) || (s = dfcl_delta_check_shapes(d, m->dit, err)) ||
         (d->plain && (s = check_plain(m, d, force, err))))
-        goto out;
-    const struct dfcl_dit_config *c = dfcl_dit_get_config(m->dit);
+        return s;
+    if (!d->own_classes && d->classes >= 0 && d->classes != m->domains[0].classes)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: a class table of %d classes, the base has %d", d->path, d->classes, m->domains[0].classes);
     if (d->input && (d->input != c->input || d->pos_base != c->pos_base))
-        dfcl_log(m->ctx, DFCL_LOG_WARN, "%s: trained at side %d (positional scale %g), used at side %d (%g)", path, d->input, d->pos_base,
+        dfcl_log(m->ctx, DFCL_LOG_WARN, "%s: trained at side %d (positional scale %g), used at side %d (%g)", d->path, d->input, d->pos_base,
                  c->input, c->pos_base);
-    if ((s = dfcl_model_take_domain(m, d->classes >= 0 ? d->classes + 1 : 0, &slot, err)))
+    return DFCL_OK;
+}
+
+dfcl_status dfcl_model_load_blend(dfcl_model *m, const struct dfcl_delta_part *parts, int count, int force, int *domain, dfcl_error *err) {
+    int slot = 0;
+    *domain = 0;
+    if (count < 1)
+        return dfcl_fail(err, DFCL_USAGE, "a blend of %d deltas, expected 1 or more", count);
+    for (int i = 0; i < count; i++)
+        if (!(parts[i].strength >= -100.0f && parts[i].strength <= 100.0f))
+            return dfcl_fail(err, DFCL_USAGE, "%s: strength %g, expected a number near 0 to 1", parts[i].path, (double)parts[i].strength);
+    struct blend b = {.part = parts, .n = count};
+    dfcl_status s = DFCL_NOMEM;
+    if (!(b.d = dfcl_calloc(m->ctx, (size_t)count, sizeof *b.d, err)))
+        return DFCL_NOMEM;
+    for (int i = 0; i < count; i++)
+        if ((s = dfcl_delta_open(&b.d[i], m->ctx, parts[i].path, err)) || (s = check(m, b.d[i], force, err)))
+            goto out;
+    if ((s = check_tables(&b, err)) || (s = dfcl_model_take_domain(m, b.table ? b.table->classes + 1 : 0, &slot, err)))
         goto out;
     struct dfcl_domain *dom = &m->domains[slot];
-    dom->strength = strength;
-    char *const *names = d->class_names;
-    if (d->classes < 0 || (!d->own_classes && !names))
+    dom->strength = parts[0].strength;
+    char *const *names = b.table ? b.table->class_names : NULL;
+    if (!b.table || (!b.table->own_classes && !names))
         names = m->domains[0].names;
-    if (d->classes < 0) { /* shares the base's rows */
+    if (!b.table) { /* shares the base's rows */
         dom->classes = m->domains[0].classes;
         dom->first_row = m->domains[0].first_row;
     }
-    if (!d->own_classes && d->classes >= 0 && d->classes != m->domains[0].classes)
-        s = dfcl_fail(err, DFCL_FORMAT, "%s: a class table of %d classes, the base has %d", path, d->classes, m->domains[0].classes);
-    if (!s && !(dom->path = dfcl_strdup(m->ctx, path, err)))
+    if (!(dom->path = dfcl_strdup(m->ctx, parts[0].path, err)))
         s = DFCL_NOMEM;
     if (!s && !(s = dfcl_names_copy(m->ctx, (const char *const *)names, dom->classes, &dom->names, err)) &&
-        !(s = load_vectors(m, d, slot, strength, err)) && d->classes >= 0)
-        s = load_table(m, d, slot, strength, err);
+        !(s = load_vectors(m, &b, slot, err)) && b.table)
+        s = load_table(m, &b, slot, err);
     if (s)
         dfcl_model_unload_delta(m, slot, NULL);
     else
         *domain = slot;
 out:
-    dfcl_delta_close(&d);
+    for (int i = 0; i < count; i++)
+        dfcl_delta_close(&b.d[i]);
+    dfcl_free(m->ctx, b.d);
     return s;
+}
+
+dfcl_status dfcl_model_load_delta(dfcl_model *m, const char *path, float strength, int force, int *domain, dfcl_error *err) {
+    return dfcl_model_load_blend(m, &(struct dfcl_delta_part){path, strength}, 1, force, domain, err);
 }

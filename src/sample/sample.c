@@ -21,20 +21,27 @@ static dfcl_status guided_channels(const char *text, int channels, int *out, dfc
 }
 
 static dfcl_status make_items(dfcl_model *model, const struct dfcl_sample_params *params, const struct dfcl_sample_request *requests, int n,
-                              struct dfcl_sampler_item *items, dfcl_error *err) {
+                              struct dfcl_sampler_item *items, bool *guided, dfcl_error *err) {
     for (int i = 0; i < n; i++) {
         const struct dfcl_sample_request *r = &requests[i];
         struct dfcl_sampler_item *it = &items[i];
+        double cfg = r->own ? r->cfg : params->cfg;
+        int ref = params->guidance == DFCL_GUIDANCE_DOMAIN ? 0 : r->domain;
         dfcl_status st = dfcl_model_row(model, r->domain, r->class_id, &it->row, err);
         if (!st)
-            st = dfcl_model_row(model, r->domain, dfcl_model_classes(model, r->domain), &it->ref_row, err);
+            st = dfcl_model_row(model, ref, dfcl_model_classes(model, ref), &it->ref_row, err);
+        if (!st && !isfinite(cfg))
+            st = dfcl_fail(err, DFCL_USAGE, "guidance scale %g: expected a finite number", cfg);
         if (st) {
             dfcl_error_prefix(err, "picture %d", i);
             return st;
         }
-        it->dom = it->ref_dom = r->domain;
-        it->scale = (float)params->cfg;
+        it->dom = r->domain;
+        it->ref_dom = ref;
+        it->scale = (float)cfg;
+        it->seed = r->own ? r->seed : params->seed;
         it->number = r->number;
+        *guided = *guided || it->scale != 1.0f;
     }
     return DFCL_OK;
 }
@@ -83,14 +90,18 @@ dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *para
     if (n < 0 || params->batch < 0 || params->steps < 0)
         return dfcl_fail(err, DFCL_USAGE, "sampling: %d pictures, batches of %d, %d steps: expected no negative number", n, params->batch,
                          params->steps);
-    if (!isfinite(params->cfg))
-        return dfcl_fail(err, DFCL_USAGE, "guidance scale %g: expected a finite number", params->cfg);
+    if (params->guidance != DFCL_GUIDANCE_CLASS && params->guidance != DFCL_GUIDANCE_DOMAIN)
+        return dfcl_fail(err, DFCL_USAGE, "guidance %d: unknown", (int)params->guidance);
+    if ((params->cfg_lo != 0 || params->cfg_hi != 0) && !(params->cfg_lo >= 0 && params->cfg_lo < params->cfg_hi && isfinite(params->cfg_hi)))
+        return dfcl_fail(err, DFCL_USAGE, "guidance at noise levels %g to %g: expected 0 <= lo < hi", params->cfg_lo, params->cfg_hi);
+    bool guided = false;
     struct dfcl_sampler_options opt = {
         .solver = &solver,
         .batch = params->batch ? params->batch : 8,
         .max_memory = params->max_memory,
         .clip = params->clip ? params->clip > 0 : cfg->channels != 4,
-        .seed = params->seed,
+        .guide_lo = params->cfg_lo,
+        .guide_hi = params->cfg_hi,
         .init_noise = params->init_noise,
         .step_noise = params->step_noise,
         .progress = params->progress,
@@ -108,11 +119,11 @@ dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *para
     if (st)
         return st;
     items = dfcl_calloc(ctx, (size_t)n, sizeof *items, err);
-    st = items ? make_items(model, params, requests, n, items, err) : DFCL_NOMEM;
+    st = items ? make_items(model, params, requests, n, items, &guided, err) : DFCL_NOMEM;
     if (!st)
         st = most_conditions(ctx, items, n, opt.batch, &opt.conditions, err);
     if (!st)
-        st = dfcl_sampler_create(&sampler, dit, &opt, n, (float)params->cfg != 1.0f, err);
+        st = dfcl_sampler_create(&sampler, dit, &opt, n, guided, err);
     if (!st)
         st = dfcl_sampler_run(sampler, items, n, out, err);
     dfcl_sampler_destroy(&sampler);

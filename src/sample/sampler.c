@@ -206,8 +206,17 @@ static dfcl_status draw(struct dfcl_sampler *s, const struct batch *b, struct df
                         uint32_t step, dfcl_error *err) {
     if (given)
         return dfcl_write(s->dev, to, given + (size_t)b->first * s->values, (uint64_t)b->m * s->values * 4, err);
-    struct dfcl_normal p = {.B = b->m, .n = (int)s->values, .seed = s->opt.seed, .stream = stream, .step = step, .id = s->d.id, .out = to};
-    return dfcl_run(&s->ex, &dfcl_op_normal, &p, err);
+    const struct dfcl_sampler_item *it = b->items + b->first;
+    for (int i = 0, end; i < b->m; i = end) { /* pictures of one seed in one launch */
+        for (end = i + 1; end < b->m && it[end].seed == it[i].seed; end++)
+            ;
+        struct dfcl_normal p = {.B = end - i, .n = (int)s->values, .seed = it[i].seed, .stream = stream, .step = step,
+                                .id = dfcl_ref_at(s->d.id, (uint64_t)i * 4), .out = dfcl_ref_at(to, (uint64_t)i * s->values * 4)};
+        dfcl_status st = dfcl_run(&s->ex, &dfcl_op_normal, &p, err);
+        if (st)
+            return st;
+    }
+    return DFCL_OK;
 }
 
 /* Copies the latents of guided pictures to their reference rows: runs of guided pictures in one copy each. */
@@ -232,7 +241,8 @@ static dfcl_status copy_references(struct dfcl_sampler *s, const struct batch *b
 
 static dfcl_status predict(struct dfcl_sampler *s, struct batch *b, int j, dfcl_error *err) {
     const struct dfcl_solver_step *q = &s->opt.solver->step[j];
-    dfcl_status st = copy_references(s, b, err);
+    bool guided = s->opt.guide_hi == 0 || (q->sigma > s->opt.guide_lo && q->sigma <= s->opt.guide_hi);
+    dfcl_status st = guided ? copy_references(s, b, err) : DFCL_OK;
     if (!st && j == b->to) {
         int done;
         st = dfcl_dit_ahead(s->dit, s->t + j, s->opt.solver->steps - j, b->R, s->rows, s->dom, &done, err);
@@ -240,7 +250,7 @@ static dfcl_status predict(struct dfcl_sampler *s, struct batch *b, int j, dfcl_
         b->to = j + done;
     }
     if (!st)
-        st = dfcl_dit_forward_ahead(s->dit, j - b->from, b->R, s->d.x, s->d.net, err);
+        st = dfcl_dit_forward_ahead(s->dit, j - b->from, guided ? b->R : b->m, s->d.x, s->d.net, err);
     if (st)
         return st;
     struct dfcl_guide g = {.m = b->m,
@@ -249,7 +259,7 @@ static dfcl_status predict(struct dfcl_sampler *s, struct batch *b, int j, dfcl_
                            .chans = s->opt.guided_channels,
                            .out = s->d.net,
                            .cond = s->d.cond,
-                           .ref = s->d.ref,
+                           .ref = guided ? s->d.ref : DFCL_NO_REF,
                            .scale = s->d.scale,
                            .eps = s->d.eps,
                            .v = q->ancestral ? s->d.v : DFCL_NO_REF};

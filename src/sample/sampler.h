@@ -11,6 +11,7 @@ struct dfcl_sampler_item {
     int32_t row, dom;         /* row of the class-table pool, domain of biases and gammas */
     int32_t ref_row, ref_dom; /* unused when scale is 1 */
     float scale;              /* guidance: eps = ref + scale (cond - ref); 1: no reference half is computed */
+    uint64_t seed;            /* of the noise */
     uint32_t number;          /* Philox sample of the noise */
 };
 
@@ -29,7 +30,9 @@ struct dfcl_sampler_options {
     uint64_t max_memory; /* as for dfcl_dit_plan */
     int guided_channels; /* the first so many channels of eps are guided, 0 .. C */
     bool clip;           /* clamp predicted x0 to [-1, 1] */
-    uint64_t seed;
+    /* Guidance only at noise levels sigma (solver.h) with guide_lo < sigma <= guide_hi; the other steps leave the references out of the batch. Both 0: at
+     * all levels. */
+    double guide_lo, guide_hi;
     const float *init_noise; /* host [n,C,S,S] of a run's items, or NULL: stream SAMPLE_INIT */
     const float *step_noise; /* host [steps,n,C,S,S], or NULL: stream SAMPLE_STEP */
     void (*progress)(void *user, int done, int total, double seconds); /* in picture-steps; may be NULL */
