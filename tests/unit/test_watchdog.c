@@ -1,11 +1,16 @@
-/* device/opencl/queue: a hung queue is reported and given up, slow progress is not, and calls after the report fail at once. */
+/* device/opencl/queue: a hung queue is reported and given up, slow progress and a stopped process are not, and calls after the report fail at
+ * once. */
+#include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -117,6 +122,66 @@ static void hung(void **state) {
     clReleaseEvent(never);
 }
 
+/* Completes the event when a byte comes. */
+struct release {
+    int fd;
+    cl_event event;
+};
+static void *release_main(void *user) {
+    struct release *r = user;
+    char c;
+    if (read(r->fd, &c, 1) == 1)
+        clSetUserEventStatus(r->event, CL_COMPLETE);
+    return NULL;
+}
+
+/* In a process of its own: waits for a queue that the parent lets go. 0: the wait ended well; 2: no device. */
+static int wait_for_release(int ready, int go) {
+    struct dfcl_device *dev = open_first();
+    if (!dev)
+        return 2;
+    struct ocl_device *d = ocl(dev);
+    dfcl_error e = {0};
+    cl_int rc;
+    struct release r = {go, clCreateUserEvent(d->context, &rc)};
+    pthread_t thread;
+    dfcl_opencl_set_watchdog(dev, 2.0);
+    if (rc != CL_SUCCESS || clEnqueueBarrierWithWaitList(d->queue, 1, &r.event, NULL) != CL_SUCCESS ||
+        pthread_create(&thread, NULL, release_main, &r) || write(ready, "r", 1) != 1)
+        return 1;
+    return dfcl_finish(dev, &e) ? 1 : 0;
+}
+
+/* The seconds in which the whole process is stopped (Ctrl-Z, a sleeping machine) do not count. Runs first: the child is forked before any
+ * platform is touched. */
+static void stopped_is_not_hung(void **state) {
+    (void)state;
+    int ready[2], go[2], status;
+    char c;
+    assert_int_equal(pipe(ready) || pipe(go), 0);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (!child)
+        _exit(wait_for_release(ready[1], go[0]));
+    close(ready[1]);
+    if (read(ready[0], &c, 1) == 1) {
+        nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL); /* into its wait */
+        kill(child, SIGSTOP);
+        nanosleep(&(struct timespec){.tv_sec = 4}, NULL);
+        kill(child, SIGCONT);
+        nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL); /* time enough to give up */
+        assert_int_equal(write(go[1], "g", 1), 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    close(ready[0]);
+    close(go[0]);
+    close(go[1]);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 2)
+        skip();
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 static int setup(void **state) {
     (void)state;
     return dfcl_context_create(&ctx, NULL, NULL);
@@ -129,6 +194,7 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(stopped_is_not_hung),
         cmocka_unit_test(slow_is_not_hung),
         cmocka_unit_test(hung),
     };

@@ -145,9 +145,12 @@ dfcl_status ocl_wait(struct ocl_device *d, cl_event event, const char *what, dfc
             struct timespec t = {.tv_sec = (time_t)until, .tv_nsec = (long)((until - (double)(time_t)until) * 1e9)};
             if (pthread_cond_timedwait(&w->done, &w->lock, &t) != ETIMEDOUT)
                 continue;
+            double now = dfcl_now();
+            if (now > until + 1.0)
+                limit += now - until; /* this process was stopped meanwhile, and so were a CPU device's workers */
             unsigned n = marks_done(d);
             if (n > done)
-                limit = dfcl_now() + d->watchdog_s;
+                limit = now + d->watchdog_s;
             done = n;
             if (w->busy && dfcl_now() >= limit) {
                 pthread_mutex_unlock(&w->lock);
