@@ -505,40 +505,51 @@ DFCL_KERNEL(1, 1, 1)
 linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
               GLOBAL float *dx, dfcl_i64 dx_off, int M, int N, int K, int act, int accumulate, int rb) {
     int c0 = GRP(0) * PANEL, cols = min(PANEL, K - c0), m0 = GRP(1) * rb, m1 = min(M, m0 + rb);
+    int t0 = 0, last = (cols - 1) / CW * CW; /* as in linear_fwd_cpu: the epilogue runs beside the last block's last chunk */
     float c[(RB_MAX + TM) * PANEL] __attribute__((aligned(64)));
     float s[TB * PANEL] __attribute__((aligned(64)));
-    dy += dy_off;
-    for (int t0 = 0; t0 < N; t0 += TB) {
-        stage(w + w_off, K, N, c0, cols, t0, min(TB, N - t0), s);
-        struct ahead next = block_lines(w + w_off, K, N, c0, cols, t0 + TB);
-        strip(dy + (dfcl_i64)m0 * N + t0, N, m1 - m0, s, min(TB, N - t0), c, cols, t0 > 0, &next);
+    struct ahead next;
+    dy += dy_off + (dfcl_i64)m0 * N;
+    w += w_off;
+    for (;; t0 += TB) {
+        stage(w, K, N, c0, cols, t0, min(TB, N - t0), s);
+        next = block_lines(w, K, N, c0, cols, t0 + TB);
+        if (t0 + TB >= N)
+            break;
+        strip(dy + t0, N, m1 - m0, s, TB, c, cols, t0 > 0, &next);
     }
-    enum { AHEAD = 8 }; /* rows whose lines are asked for early: no product hides their way from memory here */
-    for (int m = m0; m < m1; ++m) {
+    strip(dy + t0, N, m1 - m0, s, N - t0, c, last, t0 > 0, &next);
+    for (int m = m0; m < m1; m += TM) {
+        int rows = min(TM, m1 - m);
+        float *cr = c + (m - m0) * PANEL;
         dfcl_i64 at = (dfcl_i64)m * K + c0;
         GLOBAL const float *pr = pre + pre_off + at;
         GLOBAL float *o = dx + dx_off + at;
-        const float *cr = c + (m - m0) * PANEL;
-        want_tile(o + (dfcl_i64)AHEAD * K, 0, 1);
-        if (cols == PANEL) {
-            vf u[PANEL / VW];
-            EACH u[j] = VLD(cr + j * VW);
-            if (act) {
+        want_tile(o, K, rows);
+        if (act)
+            for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < PANEL; j += 16)
-                    FETCH(pr + (dfcl_i64)AHEAD * K + j, 0);
-                EACH u[j] *= act_grad(act, VLD(pr + j * VW));
-            }
-            if (accumulate)
-                EACH u[j] += VLD(o + j * VW);
-            EACH VST(o + j * VW, u[j]);
-        } else {
-            for (int j = 0; j < cols; j += VW) {
-                vf u = VLD(cr + j);
+                    FETCH(pr + (dfcl_i64)i * K + j, 0);
+        fetch_ahead(&next, next.lines * TM / (m1 - m) + 1);
+        tile(dy + (dfcl_i64)(m - m0) * N + t0, N, rows, s + B_CHUNK(last), N - t0, cr + last, cols - last, t0 > 0);
+        for (int i = 0; i < rows; ++i, cr += PANEL, pr += K, o += K) {
+            if (cols == PANEL) {
+                vf u[PANEL / VW];
+                EACH u[j] = VLD(cr + j * VW);
                 if (act)
-                    u *= act_grad(act, ld_part(pr + j, cols - j));
+                    EACH u[j] *= act_grad(act, VLD(pr + j * VW));
                 if (accumulate)
-                    u += ld_part(o + j, cols - j);
-                st_part(u, o + j, cols - j);
+                    EACH u[j] += VLD(o + j * VW);
+                EACH VST(o + j * VW, u[j]);
+            } else {
+                for (int j = 0; j < cols; j += VW) {
+                    vf u = VLD(cr + j);
+                    if (act)
+                        u *= act_grad(act, ld_part(pr + j, cols - j));
+                    if (accumulate)
+                        u += ld_part(o + j, cols - j);
+                    st_part(u, o + j, cols - j);
+                }
             }
         }
     }
