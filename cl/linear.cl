@@ -6,7 +6,7 @@
  *
  * A group of 16 x 16 items computes a 64 x 64 tile of C. Each step of 16 along the sum brings 64 x 16 of A and of B through local memory; an
  * item keeps 4 x 4 sums, four neighbouring rows and four neighbouring columns. Edges are read as 0 and not written.
- * Weights: WTYPE 0 f32, 1 bf16, 2 f16 row-major; 3 f32 panels [ceil(N/48)][K][48]. */
+ * Weights: WTYPE 0 f32, 1 bf16, 2 f16 row-major; 3, 4, 5 the same in panels [ceil(N/48)][K][48]. */
 #ifndef KIND
 #define KIND 0
 #endif
@@ -17,7 +17,7 @@
 #define STEP 16
 #define PITCH 68 /* of a local row: keeps four floats aligned, spreads the banks */
 
-#if WTYPE == 1 || WTYPE == 2
+#if WTYPE % 3
 #define WT ushort
 #else
 #define WT float
@@ -25,14 +25,17 @@
 
 /* Element W[n][k] of a matrix [N, K]. */
 DFCL_FN float weight_at(const GLOBAL WT *w, int n, int k, int K) {
-#if WTYPE == 1
-    return dfcl_bf2f(w[(dfcl_i64)n * K + k]);
-#elif WTYPE == 2
-    return dfcl_h2f(w[(dfcl_i64)n * K + k]);
-#elif WTYPE == 3
-    return w[((dfcl_i64)(n / 48) * K + k) * 48 + n % 48];
+#if WTYPE >= 3
+    dfcl_i64 at = ((dfcl_i64)(n / 48) * K + k) * 48 + n % 48;
 #else
-    return w[(dfcl_i64)n * K + k];
+    dfcl_i64 at = (dfcl_i64)n * K + k;
+#endif
+#if WTYPE % 3 == 1
+    return dfcl_bf2f(w[at]);
+#elif WTYPE % 3 == 2
+    return dfcl_h2f(w[at]);
+#else
+    return w[at];
 #endif
 }
 

@@ -15,7 +15,7 @@
  *           cache, and for few rows, which read a weight once
  *   KIND 1  forward from row-major W: blocks transposed in registers      KIND 2  dx from panels: transposed likewise
  *   KIND 3  dx from row-major W: copied                                   KIND 4  dw: x copied, dy read down its columns
- *   KIND 5  no product: row-major W to panels
+ *   KIND 5  no product: row-major W to panels of the same type
  *   KIND 6  dx from panels as they lie, for few rows or long sums: vectors along n, a horizontal sum at the end
  * So one packed copy serves forward and dx, and a matrix that is being trained needs none.
  *
@@ -26,13 +26,17 @@
 
 #if DFCL_VW == 16 /* 32 registers of 512 bits: 24 sums */
 #define TM 8
-#define LD_BF(p) as_float16(convert_uint16(vload16(0, p)) << 16)
+#define LD_BITS(p) convert_uint16(vload16(0, p))
+#define ST_BITS(p, v) vstore16(convert_ushort16(as_uint16(v)), 0, p)
+#define LD_BF(p) as_float16(LD_BITS(p) << 16)
 #define LD_HALF(p) vload_half16(0, (GLOBAL const half *)(p))
 #define LOW(a, b) (vf)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3, a.s4, b.s4, a.s5, b.s5, a.s6, b.s6, a.s7, b.s7)
 #define HIGH(a, b) (vf)(a.s8, b.s8, a.s9, b.s9, a.sa, b.sa, a.sb, b.sb, a.sc, b.sc, a.sd, b.sd, a.se, b.se, a.sf, b.sf)
 #elif DFCL_VW == 8 /* 16 registers of 256 bits: 12 sums */
 #define TM 4
-#define LD_BF(p) as_float8(convert_uint8(vload8(0, p)) << 16)
+#define LD_BITS(p) convert_uint8(vload8(0, p))
+#define ST_BITS(p, v) vstore8(convert_ushort8(as_uint8(v)), 0, p)
+#define LD_BF(p) as_float8(LD_BITS(p) << 16)
 #define LD_HALF(p) vload_half8(0, (GLOBAL const half *)(p))
 #define LOW(a, b) (vf)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3)
 #define HIGH(a, b) (vf)(a.s4, b.s4, a.s5, b.s5, a.s6, b.s6, a.s7, b.s7)
@@ -42,7 +46,9 @@
 #else
 #define TM 4
 #endif
-#define LD_BF(p) as_float4(convert_uint4(vload4(0, p)) << 16)
+#define LD_BITS(p) convert_uint4(vload4(0, p))
+#define ST_BITS(p, v) vstore4(convert_ushort4(as_uint4(v)), 0, p)
+#define LD_BF(p) as_float4(LD_BITS(p) << 16)
 #define LD_HALF(p) vload_half4(0, (GLOBAL const half *)(p))
 #define LOW(a, b) (vf)(a.s0, b.s0, a.s1, b.s1)
 #define HIGH(a, b) (vf)(a.s2, b.s2, a.s3, b.s3)
@@ -221,7 +227,12 @@ DFCL_FN void strip(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const 
 #define AT(s, t, j) ((s) + (j) / CW * (TB * CW) + (t) * CW + (j) % CW)
 
 #if KIND == 1 || (KIND >= 3 && KIND <= 5)
-#if WTYPE == 1
+#if WTYPE && KIND == 5 /* moved as they are, in the low half of a lane */
+#define WT ushort
+#define LD_W(p) as_vf(LD_BITS(p))
+#define ONE_W(p) as_float((uint)*(p))
+#define ST_W(p, v) ST_BITS(p, v)
+#elif WTYPE == 1
 #define WT ushort
 #define LD_W(p) LD_BF(p)
 #define ONE_W(p) dfcl_bf2f(*(p))
@@ -233,6 +244,7 @@ DFCL_FN void strip(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const 
 #define WT float
 #define LD_W(p) VLD(p)
 #define ONE_W(p) (*(p))
+#define ST_W(p, v) VST(p, v)
 #endif
 DFCL_FN vf ldw_part(GLOBAL const WT *p, int n) {
     if (n >= VW)
@@ -646,18 +658,18 @@ linear_dw_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const float *x, df
 #if KIND == 5
 /* One panel x `steps` values of K. The last panel's columns past N become 0. */
 DFCL_KERNEL(1, 1, 1)
-pack_cpu(GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL float *packed, dfcl_i64 packed_off, int N, int K, int steps) {
+pack_cpu(GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL WT *packed, dfcl_i64 packed_off, int N, int K, int steps) {
     int n0 = GRP(0) * PANEL, k0 = GRP(1) * steps, k1 = min(K, k0 + steps);
-    GLOBAL float *o = packed + packed_off + (dfcl_i64)n0 * K;
+    GLOBAL WT *o = packed + packed_off + (dfcl_i64)n0 * K;
     for (int j = 0; j < PANEL; j += VW)
         for (int k = k0; k < k1; k += VW) {
             vf r[VW];
             load_transposed(w + w_off, N, K, n0 + j, k, r);
             if (k1 - k >= VW)
-                __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) VST(o + (dfcl_i64)(k + i) * PANEL + j, r[i]);
+                __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) ST_W(o + (dfcl_i64)(k + i) * PANEL + j, r[i]);
             else
                 for (int i = 0; i < k1 - k; ++i)
-                    VST(o + (dfcl_i64)(k + i) * PANEL + j, r[i]);
+                    ST_W(o + (dfcl_i64)(k + i) * PANEL + j, r[i]);
         }
 }
 #endif

@@ -293,6 +293,38 @@ int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const str
     return n;
 }
 
+/* ---- weights ---- */
+
+/* A line only when it takes long enough to be waited for. */
+static void on_loading(void *user, int64_t done, int64_t total, double seconds) {
+    struct cli *c = user;
+    if (seconds < 1 || !done)
+        return;
+    char eta[32];
+    cli_eta(seconds * (double)(total - done) / (double)done, eta, sizeof eta);
+    cli_progress(c, done == total, "reading weights %d%%  %.0f million values/s  %s left", (int)(100.0 * (double)done / (double)total),
+                 (double)done / seconds / 1e6, eta);
+}
+
+int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfcl_model_params *p) {
+    static const struct {
+        const char *name;
+        enum dfcl_weight_type type;
+    } types[] = {{"f32", DFCL_WEIGHTS_F32}, {"bf16", DFCL_WEIGHTS_BF16}, {"f16", DFCL_WEIGHTS_F16}};
+    size_t i = 0;
+    while (weights && i < sizeof types / sizeof *types && strcmp(weights, types[i].name))
+        i++;
+    if (i == sizeof types / sizeof *types)
+        return cli_usage(c, "--weights: expected f32, bf16 or f16, found '%s'", weights);
+    if (pack && strcmp(pack, "auto") && strcmp(pack, "never"))
+        return cli_usage(c, "--pack: expected auto or never, found '%s'", pack);
+    p->weights = types[i].type;
+    p->pack = pack && !strcmp(pack, "never") ? DFCL_PACK_NEVER : DFCL_PACK_AUTO;
+    p->progress = on_loading;
+    p->progress_user = c;
+    return 0;
+}
+
 /* ---- context and device ---- */
 
 static void log_line(void *user, enum dfcl_log_level level, const char *line) {

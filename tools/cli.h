@@ -48,6 +48,12 @@ dfcl_status cli_context(struct cli *c, dfcl_error *err);
 /* Opens the chosen device; the first use of a device on this machine runs the self-test. */
 dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err);
 
+/* Values of --weights and --pack (NULL: the defaults) and a progress line, into a model's parameters. 0, or the exit code after a message. */
+int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfcl_model_params *p);
+#define CLI_WEIGHTS_OPTIONS(weights, pack)                                                                                             \
+    {"--weights", CLI_STR, weights, "T", "type in which frozen matrices are held: f32 (default), bf16, f16 (half the memory)", 0, 0}, \
+    {"--pack", CLI_STR, pack, "P", "auto (default): lay weights out for the device; never: on a CPU, read them straight from the file", 0, 0}
+
 /* Set by SIGINT and SIGTERM after cli_catch_signals(). */
 void cli_catch_signals(void);
 bool cli_interrupted(void);

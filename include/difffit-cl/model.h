@@ -27,6 +27,14 @@ DFCL_API dfcl_status dfcl_model_shape_named(const char *name, struct dfcl_model_
 
 struct dfcl_init_params;
 
+/* Type in which frozen matrices are held on the device: the file's values, rounded to nearest even where the type is shorter. Biases, scale vectors,
+ * class tables, positions, everything trained and all activations are f32 in any case. */
+enum dfcl_weight_type { DFCL_WEIGHTS_F32 = 0, DFCL_WEIGHTS_BF16, DFCL_WEIGHTS_F16 };
+/* AUTO: frozen matrices are copied into the layout that the device's kernels read best. NEVER: they keep the file's rows; a CPU reads those that lie in the
+ * file in the wanted type (not compressed, not in pieces, no scale vectors to fold in) straight from its mapping, without a copy: the file must then stay
+ * as it is while the model is open. */
+enum dfcl_packing { DFCL_PACK_AUTO = 0, DFCL_PACK_NEVER };
+
 struct dfcl_model_params {
     const char *path;       /* .pt, .safetensors, or a diffusers folder */
     const struct dfcl_init_params *random; /* instead of a file: the base that dfcl_model_init would write, made in memory (path, heads,
@@ -36,10 +44,15 @@ struct dfcl_model_params {
     int max_domains;        /* beside the base; 0: 1 */
     int max_class_rows;     /* extra class rows for all domains together; 0: 4096 */
     int input;              /* another resolution than the file's (side of the latent); 0: as in the file. Positions are scaled */
-    int no_pack;            /* 1: keep weights row-major only */
+    enum dfcl_weight_type weights;
+    enum dfcl_packing pack;
+    /* Called now and then while the weights are read, in the thread that opens the model; counts values. May be NULL. */
+    void (*progress)(void *user, int64_t done, int64_t total, double seconds);
+    void *progress_user;
 };
 /* Reads a base and puts it on the device, which must outlive the model. DFCL_IO: the file cannot be read; DFCL_FORMAT: no such model, or a
- * tensor is missing or of another shape; DFCL_USAGE: the number of heads is not known; DFCL_NONFINITE: a weight is NaN or infinite; DFCL_NOMEM. */
+ * tensor is missing or of another shape; DFCL_USAGE: the number of heads is not known, or 16-bit weights where every matrix is trained;
+ * DFCL_NONFINITE: a weight is NaN or infinite, or too large for f16; DFCL_NOMEM. */
 DFCL_API dfcl_status dfcl_model_open(dfcl_model **out, dfcl_device *dev, const struct dfcl_model_params *params, dfcl_error *err);
 DFCL_API void dfcl_model_close(dfcl_model **model);
 /* Valid while the model is open, as is the hash. */

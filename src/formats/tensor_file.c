@@ -313,6 +313,23 @@ dfcl_status dfcl_tensor_file_read_raw(struct dfcl_tensor_file *f, const struct d
     return s;
 }
 
+dfcl_status dfcl_tensor_file_in_place(struct dfcl_tensor_file *f, const struct dfcl_tensor_view *view, const void **at, dfcl_error *err) {
+    struct dfcl_tf_entry *e = entry_of(f, view);
+    size_t elem = dfcl_dtype_size(view->dtype);
+    *at = NULL;
+    if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ || view->parts != 1 || view->strided || !view->count || !elem)
+        return DFCL_OK;
+    dfcl_status s = prepare(f, e, err);
+    if (s)
+        return s;
+    uintptr_t p = (uintptr_t)e->view.part[0], first = (uintptr_t)f->map.data;
+    if (f->map.base && p >= first && p - first < f->map.size && p % elem == 0)
+        *at = e->view.part[0];
+    else if (f->pt)
+        release_raw(f, e->raw[0]); /* inflated for nothing */
+    return DFCL_OK;
+}
+
 void dfcl_tensor_file_release(struct dfcl_tensor_file *f, const struct dfcl_tensor_view *view) {
     struct dfcl_tf_entry *e = entry_of(f, view);
     for (int i = 0; i < view->parts; i++)

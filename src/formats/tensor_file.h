@@ -38,6 +38,9 @@ const struct dfcl_tensor_view *dfcl_tensor_file_find(const struct dfcl_tensor_fi
 dfcl_status dfcl_tensor_file_read_f32(struct dfcl_tensor_file *file, const struct dfcl_tensor_view *view, uint64_t first, uint64_t n,
                                       float *out, dfcl_error *err);
 dfcl_status dfcl_tensor_file_read_raw(struct dfcl_tensor_file *file, const struct dfcl_tensor_view *view, void *out, dfcl_error *err);
+/* Where the tensor lies in the mapped file, in C order, in one piece and aligned for its type: valid until the file is closed. *at = NULL
+ * where it does not (compressed, in pieces, strided, another byte order). Checks what read_raw checks. */
+dfcl_status dfcl_tensor_file_in_place(struct dfcl_tensor_file *file, const struct dfcl_tensor_view *view, const void **at, dfcl_error *err);
 void dfcl_tensor_file_release(struct dfcl_tensor_file *file, const struct dfcl_tensor_view *view);
 
 /* What the file says about itself. Metadata: safetensors only, pair i or by key. Attributes: looked up in the metadata, then in a

@@ -3,8 +3,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/half.h"
-
 bool dfcl_shape_count(const int64_t *shape, int ndim, size_t elem, uint64_t *count, uint64_t *bytes) {
     uint64_t n = 1;
     bool zero = false;
@@ -98,6 +96,28 @@ void dfcl_to_f32(enum dfcl_dtype dtype, const void *src, float *out, size_t coun
     }
 }
 
+/* And back, rounded to nearest even. Half: below the smallest normal, adding 0.5 lets the processor round at 2^-24. */
+static inline uint16_t half_bits(uint32_t u) {
+    uint32_t sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu, tiny;
+    float shifted = f32_bits(a) + 0.5f;
+    memcpy(&tiny, &shifted, 4);
+    uint32_t normal = (a + 0xfffu + ((a >> 13) & 1u) - 0x38000000u) >> 13, nan = 0x7e00u | ((a >> 13) & 0x3ffu);
+    uint32_t r = a < 0x38800000u ? tiny - 0x3f000000u : a < 0x477ff000u ? normal : a <= 0x7f800000u ? 0x7c00u : nan;
+    return (uint16_t)(sign | r);
+}
+static inline uint16_t bf16_bits(uint32_t u) {
+    uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? u >> 16 | 0x40u : r);
+}
+static inline void put_le16(unsigned char *p, uint16_t v) {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    memcpy(p, &v, 2);
+#else
+    p[0] = (unsigned char)v;
+    p[1] = (unsigned char)(v >> 8);
+#endif
+}
+
 bool dfcl_from_f32(enum dfcl_dtype dtype, const float *src, void *out, size_t count) {
     unsigned char *p = out;
     if (dtype == DFCL_F32) {
@@ -111,9 +131,9 @@ bool dfcl_from_f32(enum dfcl_dtype dtype, const float *src, void *out, size_t co
         }
     } else if (dtype == DFCL_F16 || dtype == DFCL_BF16) {
         for (size_t i = 0; i < count; i++) {
-            uint16_t u = dtype == DFCL_F16 ? dfcl_f32_to_f16(src[i]) : dfcl_f32_to_bf16(src[i]);
-            p[2 * i] = (unsigned char)u;
-            p[2 * i + 1] = (unsigned char)(u >> 8);
+            uint32_t u;
+            memcpy(&u, src + i, 4);
+            put_le16(p + 2 * i, dtype == DFCL_F16 ? half_bits(u) : bf16_bits(u));
         }
     } else
         return false;

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A plain state dict has no hash, but often the frozen matrices themselves: they must be the base's. */
+/* A plain state dict has no hash, but often the frozen matrices themselves: they must be the base's, rounded as the model holds them. */
 static dfcl_status check_plain(struct dfcl_model *m, const struct dfcl_delta *d, bool force, dfcl_error *err) {
     int depth = dfcl_dit_get_config(m->dit)->depth;
     for (int i = 0; i < depth; i += DFCL_MAX(depth - 1, 1)) {
@@ -20,6 +20,8 @@ static dfcl_status check_plain(struct dfcl_model *m, const struct dfcl_delta *d,
         bool same = (int64_t)v->count == p->count;
         if (!(want = dfcl_calloc(m->ctx, (size_t)p->count, sizeof *want, err)))
             s = DFCL_NOMEM;
+        if (!s && same && !p->trained && dfcl_from_f32(m->weights, got, want, (size_t)p->count)) /* `want` lends its room */
+            dfcl_to_f32(m->weights, want, got, (size_t)p->count);
         if (!s && same && !(s = dfcl_dit_get(m->dit, p, 0, want, err)))
             same = !memcmp(got, want, (size_t)p->count * sizeof *got);
         dfcl_free(m->ctx, got);

@@ -377,6 +377,14 @@ out:
     return s;
 }
 
+dfcl_status dfcl_base_in_place(struct dfcl_base *b, const struct dfcl_param *p, enum dfcl_dtype dtype, const void **at, dfcl_error *err) {
+    const struct dfcl_tensor_view *v = b->file ? dfcl_tensor_file_find(b->file, p->name) : NULL;
+    *at = NULL;
+    if (!v || v->dtype != dtype || (b->gammas && p->block >= 0))
+        return DFCL_OK;
+    return dfcl_tensor_file_in_place(b->file, v, at, err);
+}
+
 dfcl_status dfcl_base_read(struct dfcl_base *b, const char *name, float **values, dfcl_error *err) {
     *values = NULL;
     const struct dfcl_param *p = dfcl_dit_param(b->table, name);

@@ -212,6 +212,12 @@ void dfcl_dit_destroy(struct dfcl_dit **pdit) {
     struct dfcl_dit *dit = *pdit;
     if (!dit)
         return;
+    if (dit->mapped_bytes)
+        dfcl_finish(dit->dev, NULL); /* queued work may still read what is about to be unmapped */
+    struct dit_linear *l;
+    for (int i = 0; dit->blocks && (l = dit_linear_at(dit, i)); i++)
+        dfcl_mem_destroy(dit->dev, &l->mapped);
+    dfcl_dit_set_done(dit);
     dfcl_arena_finish(&dit->weights);
     dfcl_arena_finish(&dit->acts_arena);
     dfcl_arena_finish(&dit->scratch_arena);

@@ -37,8 +37,9 @@ struct dfcl_param {
     bool gamma;     /* one of the four gamma sites */
     bool present;   /* gammas: attached; everything else: true */
     bool trained;
+    bool mapped;    /* a frozen matrix that lies in the file's mapping (dfcl_dit_map_weight): its values are there already */
     int64_t trained_off; /* elements into the flat trained arrays, when trained */
-    struct dfcl_ref value; /* f32, domain 0 of a vector; row-major weight (absent when only the packed form is kept) */
+    struct dfcl_ref value; /* f32, domain 0 of a vector; row-major weight in its type (absent when only the packed form is kept) */
     int64_t dom_stride;    /* vectors: elements between domains */
     int index;             /* position in the table; also the Philox "sample" of its initialisation */
 };
@@ -49,6 +50,7 @@ struct dfcl_dit_options {
     int domains;      /* capacity, >= 1 (1 when training) */
     int class_rows;   /* capacity of the class-table pool in rows; 0: classes + 1 */
     bool pack;        /* pack frozen weights where the device's variants profit */
+    enum dfcl_dtype weights; /* frozen matrices on the device: F32, F16 or BF16 */
 };
 /* The life of a model: create -> (set_gammas, set_trained, set_class_rows)* -> alloc_params -> load values -> plan -> forward/backward. */
 dfcl_status dfcl_dit_create(struct dfcl_dit **out, struct dfcl_device *dev, const struct dfcl_dit_config *cfg,
@@ -68,10 +70,16 @@ struct dfcl_param *dfcl_dit_param(struct dfcl_dit *dit, const char *name); /* NU
  * offsets: trained_off). Trained parameters' `value` points into P. Gammas are filled with 1, everything else is undefined.
  * Before this call `trained` and `present` may be set freely (the methods do). */
 dfcl_status dfcl_dit_alloc_params(struct dfcl_dit *dit, dfcl_error *err);
+/* Before alloc_params: a frozen matrix is used where it lies, row-major in the type of the options, in memory that outlives the model and
+ * keeps its values. Where the device does not read host memory in place nothing changes (p->mapped stays false). */
+dfcl_status dfcl_dit_map_weight(struct dfcl_dit *dit, struct dfcl_param *p, const void *host, dfcl_error *err);
 /* Sets or reads a parameter (f32, `count` values in its shape; domain for vectors, ignored elsewhere; a table takes all its rows of
- * domain 0: classes + 1, the pool's start). A weight that is packed is packed here and read back by unpacking. */
+ * domain 0: classes + 1, the pool's start). A weight that is packed is packed here and read back by unpacking; one of 16 bits is rounded to
+ * nearest even, DFCL_NONFINITE where f16 cannot hold a value. */
 dfcl_status dfcl_dit_set(struct dfcl_dit *dit, struct dfcl_param *p, int domain, const float *values, dfcl_error *err);
 dfcl_status dfcl_dit_get(struct dfcl_dit *dit, const struct dfcl_param *p, int domain, float *values, dfcl_error *err);
+/* Frees what setting weights took in passing; a later dfcl_dit_set takes it again. */
+void dfcl_dit_set_done(struct dfcl_dit *dit);
 /* Rows [first, first + n) of the class-table pool, hidden values each. */
 dfcl_status dfcl_dit_set_rows(struct dfcl_dit *dit, int first, int n, const float *values, dfcl_error *err);
 dfcl_status dfcl_dit_get_rows(struct dfcl_dit *dit, int first, int n, float *values, dfcl_error *err);
@@ -87,7 +95,8 @@ dfcl_status dfcl_dit_refresh(struct dfcl_dit *dit, dfcl_error *err);
 /* Memory for batches of up to max_batch samples: activations (kept per block when `training`), scratch. Dry run first, then the plan is
  * checked against the device (DFCL_NOMEM with the plan in the message when it does not fit max_memory bytes; 0: the device's memory). */
 struct dfcl_plan {
-    uint64_t weights, activations, scratch, total; /* bytes */
+    uint64_t weights, activations, scratch, total; /* bytes taken */
+    uint64_t mapped; /* bytes of weights read in place from the file, on top of the total */
     int max_batch;
     bool training;
 };

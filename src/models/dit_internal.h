@@ -13,10 +13,13 @@
 
 #define DIT_FREQ 256 /* size of the sinusoidal timestep embedding */
 #define DIT_EPS 1e-6f
+#define DIT_PANEL 48 /* columns of a panel of DFCL_PANEL48 */
 
 struct dit_linear {
     struct dfcl_param *w, *b;
     struct dfcl_weight weight; /* as the ops take it */
+    struct dfcl_mem *mapped;   /* the file's bytes, used in place; NULL: the weight has memory of its own */
+    uint64_t mapped_off;
 };
 
 enum { DIT_GAMMA1, DIT_GAMMA2, DIT_ATTN_GAMMA1, DIT_ATTN_GAMMA2, DIT_GAMMAS };
@@ -73,6 +76,8 @@ struct dfcl_dit {
     struct dit_block *blocks;
 
     struct dfcl_arena weights;
+    uint64_t mapped_bytes;
+    struct dfcl_mem *stage; /* rows on their way into panels, while values are set */
     bool allocated, pack;
     int64_t trained_count, vec_count; /* values in P; values of one domain's frozen vectors */
     struct dfcl_ref P, G, vecs, pool, pos;
@@ -89,6 +94,10 @@ struct dfcl_dit {
     dfcl_dit_tap tap;
     void *tap_user;
 };
+
+/* The n-th linear layer of the model, NULL past the last; the one whose matrix p is, NULL: none. */
+struct dit_linear *dit_linear_at(struct dfcl_dit *dit, int n);
+struct dit_linear *dit_linear_of(struct dfcl_dit *dit, const struct dfcl_param *p);
 
 /* One pass over the layers; with ex->dry only the scratch is sized. */
 struct dit_pass {

@@ -135,6 +135,7 @@ static dfcl_status size_plan(struct dfcl_dit *dit, struct dfcl_arena *ar, int ma
     if (s)
         return s;
     plan->weights = dit->weights.total;
+    plan->mapped = dit->mapped_bytes;
     plan->activations = ar->total;
     plan->scratch = ex.scratch_need;
     plan->total = plan->weights + plan->activations + plan->scratch;
@@ -230,6 +231,8 @@ void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_inf
     if (size)
         *buf = 0;
     dfcl_append(buf, size, "weights      %9.1f MiB\n", (double)plan->weights / mib);
+    if (plan->mapped)
+        dfcl_append(buf, size, "mapped       %9.1f MiB (weights read in place from the file, not in the total)\n", (double)plan->mapped / mib);
     dfcl_append(buf, size, "activations  %9.1f MiB (batch %d, %s)\n", (double)plan->activations / mib, plan->max_batch,
                 plan->training ? "kept for backward" : "forward only");
     dfcl_append(buf, size, "scratch      %9.1f MiB\n", (double)plan->scratch / mib);

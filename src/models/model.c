@@ -1,5 +1,6 @@
 #include "models/model.h"
 #include "formats/safetensors.h"
+#include "base/clock.h"
 #include "formats/tensor_file.h"
 
 #include <stdio.h>
@@ -39,17 +40,78 @@ static void fill_shape(struct dfcl_model *m) {
 
 /* ---- opening ---- */
 
+struct loading {
+    struct dfcl_model *m;
+    const struct dfcl_model_params *params;
+    int64_t done, total; /* values */
+    double began;
+};
+
 static dfcl_status upload(void *user, const struct dfcl_param *p, float *values, dfcl_error *err) {
-    struct dfcl_model *m = user;
-    if (m->table_rebuilt && p->kind == DFCL_PARAM_TABLE)
-        return DFCL_OK;
-    return dfcl_dit_set(m->dit, dfcl_dit_param(m->dit, p->name), 0, values, err);
+    struct loading *l = user;
+    struct dfcl_model *m = l->m;
+    struct dfcl_param *to = dfcl_dit_param(m->dit, p->name);
+    dfcl_status s = DFCL_OK;
+    if (!to->mapped && !(m->table_rebuilt && p->kind == DFCL_PARAM_TABLE))
+        s = dfcl_dit_set(m->dit, to, 0, values, err);
+    if (s)
+        dfcl_error_prefix(err, "%s", m->base->path);
+    l->done += p->count;
+    if (!s && l->params->progress)
+        l->params->progress(l->params->progress_user, l->done, l->total, dfcl_now() - l->began);
+    return s;
+}
+
+/* The file's weights in one pass: hash, check, upload. */
+static dfcl_status load(struct dfcl_model *m, const struct dfcl_model_params *params, dfcl_error *err) {
+    struct loading l = {.m = m, .params = params, .began = dfcl_now()};
+    int n;
+    const struct dfcl_param *p = dfcl_dit_params(m->base->table, &n);
+    for (int i = 0; i < n; i++)
+        l.total += p[i].gamma ? 0 : p[i].count;
+    dfcl_status s = dfcl_base_stream(m->base, upload, &l, m->hash, err);
+    dfcl_dit_set_done(m->dit);
+    if (!s)
+        dfcl_log(m->ctx, DFCL_LOG_INFO, "%s: %.1f million values read in %.2f s", m->base->path, (double)l.total / 1e6,
+                 dfcl_now() - l.began);
+    return s;
+}
+
+/* Frozen matrices that lie in the file as they are wanted are not copied. */
+static dfcl_status map_weights(struct dfcl_model *m, bool *mapped, dfcl_error *err) {
+    int n;
+    struct dfcl_param *p = dfcl_dit_params(m->dit, &n);
+    dfcl_status s = DFCL_OK;
+    for (int i = 0; i < n && !s; i++) {
+        const void *at = NULL;
+        if (p[i].kind == DFCL_PARAM_WEIGHT && !p[i].trained && !(s = dfcl_base_in_place(m->base, &p[i], m->weights, &at, err)) && at)
+            s = dfcl_dit_map_weight(m->dit, &p[i], at, err);
+        *mapped = *mapped || p[i].mapped;
+    }
+    return s;
+}
+
+static dfcl_status check_weight_type(struct dfcl_model *m, dfcl_error *err) {
+    int n;
+    const struct dfcl_param *p = dfcl_dit_params(m->dit, &n);
+    for (int i = 0; i < n; i++)
+        if (m->weights == DFCL_F32 || (p[i].kind == DFCL_PARAM_WEIGHT && !p[i].trained))
+            return DFCL_OK;
+    return dfcl_fail(err, DFCL_USAGE, "weights of type %s: expected f32, since every matrix is trained and trained values are f32",
+                     dfcl_weight_type_name(m->weights == DFCL_F16 ? DFCL_WEIGHTS_F16 : DFCL_WEIGHTS_BF16));
+}
+
+const char *dfcl_weight_type_name(enum dfcl_weight_type type) {
+    static const char *const names[] = {"f32", "bf16", "f16"};
+    return (unsigned)type < DFCL_COUNT(names) ? names[type] : "?";
 }
 
 dfcl_status dfcl_model_open_base(dfcl_model **out, dfcl_device *dev, struct dfcl_base *base, const struct dfcl_model_params *params,
                                  const struct dfcl_model_setup *setup, dfcl_error *err) {
     const dfcl_context *ctx = dev->ctx;
+    static const enum dfcl_dtype types[] = {[DFCL_WEIGHTS_F32] = DFCL_F32, [DFCL_WEIGHTS_BF16] = DFCL_BF16, [DFCL_WEIGHTS_F16] = DFCL_F16};
     dfcl_status s = DFCL_NOMEM;
+    bool mapped = false;
     *out = NULL;
     struct dfcl_model *m = dfcl_calloc(ctx, 1, sizeof *m, err);
     if (!m) {
@@ -60,7 +122,12 @@ dfcl_status dfcl_model_open_base(dfcl_model **out, dfcl_device *dev, struct dfcl
     m->dev = dev;
     m->base = base;
     struct dfcl_dit_config cfg = base->cfg;
-    struct dfcl_dit_options opt = {.domains = 1, .pack = !params->no_pack};
+    if ((unsigned)params->weights >= DFCL_COUNT(types) || (unsigned)params->pack > DFCL_PACK_NEVER) {
+        s = dfcl_fail(err, DFCL_USAGE, "model: weights of type %d, packing %d", (int)params->weights, (int)params->pack);
+        goto out;
+    }
+    m->weights = types[params->weights];
+    struct dfcl_dit_options opt = {.domains = 1, .pack = params->pack == DFCL_PACK_AUTO, .weights = m->weights};
     char *const *names = base->class_names;
     if (setup->classes > 0) {
         cfg.classes = setup->classes;
@@ -85,10 +152,12 @@ dfcl_status dfcl_model_open_base(dfcl_model **out, dfcl_device *dev, struct dfcl
         goto out;
     if (setup->select && (s = setup->select(setup->user, m->dit, err)))
         goto out;
-    if ((s = dfcl_dit_alloc_params(m->dit, err)) || (base->positions && (s = dfcl_dit_set_positions(m->dit, base->positions, err))) ||
-        (s = dfcl_base_stream(base, upload, m, m->hash, err)))
+    if ((s = check_weight_type(m, err)) || (!opt.pack && (s = map_weights(m, &mapped, err))) ||
+        (s = dfcl_dit_alloc_params(m->dit, err)) || (base->positions && (s = dfcl_dit_set_positions(m->dit, base->positions, err))) ||
+        (s = load(m, params, err)))
         goto out;
-    dfcl_tensor_file_close(&base->file);
+    if (!mapped)
+        dfcl_tensor_file_close(&base->file);
     fill_shape(m);
     *out = m;
     m = NULL;

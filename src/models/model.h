@@ -19,7 +19,7 @@ struct dfcl_st_writer;
 
 struct dfcl_base {
     const dfcl_context *ctx;
-    struct dfcl_tensor_file *file; /* NULL once the model is on its device, and for a random base */
+    struct dfcl_tensor_file *file; /* NULL for a random base, and once the model is on its device unless weights are used in place */
     char *path;                    /* of the file, or what messages call a random base */
     bool random;                   /* values come from dfcl_init_values */
     struct dfcl_init_params init;  /* random: how; its class names are not kept here */
@@ -40,6 +40,8 @@ void dfcl_base_close(struct dfcl_base **base);
  * `visit` may be NULL (hash only); hash may be NULL (no hashing). DFCL_NONFINITE when a visited value is not finite. */
 typedef dfcl_status (*dfcl_base_visit)(void *user, const struct dfcl_param *p, float *values, dfcl_error *err);
 dfcl_status dfcl_base_stream(struct dfcl_base *base, dfcl_base_visit visit, void *user, char hash[65], dfcl_error *err);
+/* Where a matrix lies in the mapped file as the type wanted, row-major, while base->file is open; *at = NULL: nowhere, or gammas are folded into it. */
+dfcl_status dfcl_base_in_place(struct dfcl_base *base, const struct dfcl_param *p, enum dfcl_dtype dtype, const void **at, dfcl_error *err);
 /* One tensor as f32 by original name (in base->table), gammas folded in; freed with dfcl_free. */
 dfcl_status dfcl_base_read(struct dfcl_base *base, const char *name, float **values, dfcl_error *err);
 /* Rows of qkv, proj and fc2 (weight or bias) times the gammas of their outputs: folding, exact but for rounding. gamma[4] in
@@ -62,8 +64,9 @@ struct dfcl_model {
     struct dfcl_device *dev;
     struct dfcl_dit *dit;
     struct dfcl_model_shape shape;
-    struct dfcl_base *base;  /* stays open: description and class names; its file is closed after the upload */
-    char hash[65];           /* of the base file, also when the model trains */
+    struct dfcl_base *base;  /* stays open: description and class names; its file is closed after the upload, unless weights lie in it */
+    enum dfcl_dtype weights; /* type of the frozen matrices on the device */
+    char hash[65];           /* of the base file's values, also when the model trains or holds them rounded */
     struct dfcl_domain *domains;
     int domain_count;        /* capacity, base included */
     int class_rows;          /* rows of the pool */
@@ -71,6 +74,8 @@ struct dfcl_model {
     char method[24], gamma_sites[48], gamma_blocks[256];
     bool table_rebuilt;      /* domain 0's class table is not the base's */
 };
+
+const char *dfcl_weight_type_name(enum dfcl_weight_type type); /* "f32", "bf16", "f16" */
 
 /* How a base is put on the device; all zero: for inference. */
 struct dfcl_model_setup {

@@ -39,23 +39,32 @@ static inline int dfcl_slices(const struct dfcl_device *dev, int64_t blocks, int
 dfcl_status dfcl_slice_sum(struct dfcl_device *dev, struct dfcl_ref part, struct dfcl_ref out, int64_t count,
                            int slices, dfcl_error *err);
 
-/* The form of a weight that kernels read: WTYPE 0 f32, 1 bf16, 2 f16 row-major, 3 panels. */
+/* The form of a weight that kernels read. */
 struct dfcl_weight_form {
     struct dfcl_ref ref;
     size_t size; /* bytes of an element */
-    int wtype;
+    int wtype;   /* 0 f32, 1 bf16, 2 f16 */
+    bool panels;
 };
+static inline struct dfcl_weight_form dfcl_weight_form(const struct dfcl_weight *w, bool panels) {
+    int wtype = w->dtype == DFCL_BF16 ? 1 : w->dtype == DFCL_F16 ? 2 : 0;
+    return (struct dfcl_weight_form){panels ? w->packed : w->data, dfcl_dtype_size(w->dtype), wtype, panels};
+}
 static inline struct dfcl_weight_form dfcl_weight_rows(const struct dfcl_weight *w) {
-    return (struct dfcl_weight_form){w->data, dfcl_dtype_size(w->dtype),
-                                     w->dtype == DFCL_BF16  ? 1
-                                     : w->dtype == DFCL_F16 ? 2
-                                                            : 0};
+    return dfcl_weight_form(w, false);
 }
 static inline struct dfcl_weight_form dfcl_weight_panels(const struct dfcl_weight *w) {
-    return (struct dfcl_weight_form){w->packed, 4, 3};
+    return dfcl_weight_form(w, true);
+}
+/* WTYPE of cl/linear.cl. */
+static inline int dfcl_portable_wtype(struct dfcl_weight_form w) {
+    return w.wtype + (w.panels ? 3 : 0);
 }
 /* The arguments that both forward kernels begin with, up to `act`. */
 void dfcl_linear_fwd_args(struct dfcl_args *a, const struct dfcl_linear_fwd *p, struct dfcl_weight_form w);
+
+/* [N, K] rows to panels, values of `size` bytes. */
+void dfcl_pack_panels(const void *w, int N, int K, size_t size, void *out);
 
 /* Cases: adds a weight with entries of standard deviation sd, its storage rounded to w->dtype; `packed` adds the panels
  * too, and without `data` the panels alone. */

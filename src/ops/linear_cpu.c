@@ -12,11 +12,20 @@ enum { DOT_ROWS = 24 }; /* dx of up to so many rows goes by dot products */
 
 enum { TILE_ROWS = 8 }; /* a multiple of the register tile's rows, whatever the vectors */
 
+/* Panels of f32 are read as they lie; 16-bit weights are read from rows. */
+static bool reads_panels(const struct dfcl_weight *w) {
+    return w->packed.mem && w->dtype == DFCL_F32;
+}
+
+bool dfcl_supports_linear_cpu(const struct dfcl_device *dev, const struct dfcl_weight *w) {
+    return dfcl_supports_cpu(dev, NULL) && (w->data.mem || reads_panels(w));
+}
+
 static dfcl_status launch(struct dfcl_device *dev, const char *name, enum kind kind, struct dfcl_weight_form w,
                           int64_t gx, int64_t gy, int64_t gz, const struct dfcl_args *a, dfcl_error *err) {
     char options[64];
     snprintf(options, sizeof options, "%s -DKIND=%d -DWTYPE=%d", dfcl_cpu_options(dev), (int)kind,
-             w.wtype == 3 ? 0 : w.wtype);
+             w.wtype);
     return dfcl_launch_kernel(dev, "linear_cpu", name, options, gx, gy, gz, a, err);
 }
 
@@ -30,7 +39,7 @@ static int row_block(const struct dfcl_device *dev, int rows, int strips, int le
 }
 
 dfcl_status dfcl_linear_fwd_cpu(struct dfcl_device *dev, const struct dfcl_linear_fwd *p, dfcl_error *err) {
-    bool panels = p->w.packed.mem != NULL;
+    bool panels = reads_panels(&p->w);
     struct dfcl_weight_form w = panels ? dfcl_weight_panels(&p->w) : dfcl_weight_rows(&p->w);
     int strips = (int)dfcl_ceil_div(p->w.N, DFCL_PANEL), rb = row_block(dev, p->M, strips, panels ? 32 : 64);
     struct dfcl_args a = {0};
@@ -48,8 +57,8 @@ dfcl_status dfcl_linear_fwd_cpu(struct dfcl_device *dev, const struct dfcl_linea
 dfcl_status dfcl_linear_dx_cpu(struct dfcl_device *dev, const struct dfcl_linear_dx *p, dfcl_error *err) {
     /* Few rows do not pay for bringing blocks into another form. Copying f32 rows is cheaper than transposing panels,
      * where both are there. */
-    bool dot = p->w.packed.mem && p->M <= DOT_ROWS;
-    bool panels = dot || (p->w.packed.mem && !(p->w.data.mem && p->w.dtype == DFCL_F32));
+    bool dot = reads_panels(&p->w) && p->M <= DOT_ROWS;
+    bool panels = dot || (reads_panels(&p->w) && !p->w.data.mem);
     struct dfcl_weight_form w = panels ? dfcl_weight_panels(&p->w) : dfcl_weight_rows(&p->w);
     int strips = (int)dfcl_ceil_div(p->w.K, DFCL_PANEL), rb = dot ? DOT_ROWS : row_block(dev, p->M, strips, 64);
     struct dfcl_args a = {0};
@@ -113,10 +122,11 @@ dfcl_status dfcl_pack_cpu(struct dfcl_device *dev, const struct dfcl_pack *p, df
     struct dfcl_weight_form w = dfcl_weight_rows(&p->w);
     struct dfcl_args a = {0};
     dfcl_args_ref(&a, w.ref, w.size);
-    dfcl_args_ref(&a, p->w.packed, 4);
+    dfcl_args_ref(&a, p->w.packed, w.size);
     dfcl_args_i32(&a, p->w.N);
     dfcl_args_i32(&a, p->w.K);
     dfcl_args_i32(&a, STEPS);
+    w.wtype = w.wtype != 0; /* values of 16 bits are moved as they are */
     return launch(dev, "pack_cpu", PACK, w, dfcl_ceil_div(p->w.N, DFCL_PANEL), dfcl_ceil_div(p->w.K, STEPS), 1, &a,
                   err);
 }

@@ -18,6 +18,10 @@ static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_dx_host(dev, params, err);
 }
+static bool cpu_supports(const struct dfcl_device *dev, const void *params) {
+    const struct dfcl_linear_dx *p = params;
+    return dfcl_supports_linear_cpu(dev, &p->w);
+}
 static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_dx_cpu(dev, params, err);
@@ -40,7 +44,7 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
     dfcl_args_i32(&a, (int)p->act);
     dfcl_args_i32(&a, p->accumulate);
     char options[32];
-    snprintf(options, sizeof options, "-DKIND=1 -DWTYPE=%d", w.wtype);
+    snprintf(options, sizeof options, "-DKIND=1 -DWTYPE=%d", dfcl_portable_wtype(w));
     return dfcl_launch_kernel(dev, "linear", "linear_dx", options, dfcl_ceil_div(p->M, 64) * dfcl_ceil_div(p->w.K, 64),
                               1, 1, &a, err);
 }
@@ -77,6 +81,13 @@ static const struct {
     {33, 70, 37, ACC | ROWS, DFCL_ACT_SILU, DFCL_BF16},
     {33, 70, 37, ACC | ROWS, DFCL_ACT_SILU, DFCL_F16},
     {70, 96, 110, BOTH, DFCL_ACT_NONE, DFCL_BF16},
+    {33, 70, 37, PANELS, DFCL_ACT_SILU, DFCL_BF16},
+    {33, 70, 37, ACC | PANELS, DFCL_ACT_GELU_TANH, DFCL_F16},
+    {1, 1, 1, PANELS, DFCL_ACT_NONE, DFCL_BF16},
+    {3, 500, 77, ACC | PANELS, DFCL_ACT_NONE, DFCL_F16},
+    {24, 145, 131, PANELS, DFCL_ACT_NONE, DFCL_BF16},
+    {300, 337, 100, PANELS, DFCL_ACT_GELU_TANH, DFCL_BF16},
+    {270, 610, 145, ACC | PANELS, DFCL_ACT_NONE, DFCL_F16},
 };
 static const struct {
     const char *name;
@@ -119,12 +130,12 @@ static double flops(const void *params) {
 static double bytes(const void *params) {
     const struct dfcl_linear_dx *p = params;
     double per_x = 1 + (p->act != DFCL_ACT_NONE) + p->accumulate,
-           w = p->w.packed.mem || p->w.dtype == DFCL_F32 ? 4.0 : 2.0;
+           w = (double)dfcl_dtype_size(p->w.dtype);
     return 4.0 * ((double)p->M * p->w.N + per_x * p->M * p->w.K) + w * p->w.N * p->w.K;
 }
 
 static const struct dfcl_variant variants[] = {
-    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
+    {.name = "cpu", .supports = cpu_supports, .launch = cpu_launch},
     {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };

@@ -20,6 +20,10 @@ static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_fwd_host(dev, params, err);
 }
+static bool cpu_supports(const struct dfcl_device *dev, const void *params) {
+    const struct dfcl_linear_fwd *p = params;
+    return dfcl_supports_linear_cpu(dev, &p->w);
+}
 static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_fwd_cpu(dev, params, err);
@@ -76,7 +80,7 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
     dfcl_linear_fwd_args(&a, p, w);
     dfcl_args_i32(&a, has);
     char options[32];
-    snprintf(options, sizeof options, "-DKIND=0 -DWTYPE=%d", w.wtype);
+    snprintf(options, sizeof options, "-DKIND=0 -DWTYPE=%d", dfcl_portable_wtype(w));
     return dfcl_launch_kernel(dev, "linear", "linear_fwd", options, dfcl_ceil_div(p->M, 64) * dfcl_ceil_div(p->w.N, 64),
                               1, 1, &a, err);
 }
@@ -131,6 +135,13 @@ static const struct {
     {4, 130, 257, 1, 2, BIAS | Y | ROWS, DFCL_ACT_SILU, DFCL_BF16},
     {4, 130, 257, 1, 2, BIAS | Y | ROWS, DFCL_ACT_SILU, DFCL_F16},
     {70, 64, 520, 35, 1, BIAS | Y | BOTH, DFCL_ACT_NONE, DFCL_BF16},
+    {33, 70, 37, 3, 3, BRANCH | Y | PANELS, DFCL_ACT_GELU_TANH, DFCL_BF16},
+    {33, 70, 37, 3, 3, BRANCH | Y | PANELS, DFCL_ACT_GELU_TANH, DFCL_F16},
+    {1, 1, 1, 1, 0, Y | PANELS, DFCL_ACT_NONE, DFCL_F16},
+    {3, 145, 257, 1, 2, BIAS | PRE | Y | PANELS, DFCL_ACT_SILU, DFCL_BF16},
+    {26, 96, 610, 2, 2, BIAS | GAMMA | Y | PANELS, DFCL_ACT_SILU, DFCL_F16},
+    {300, 97, 600, 150, 2, BRANCH | PANELS, DFCL_ACT_NONE, DFCL_BF16},
+    {270, 144, 288, 9, 3, BRANCH | IN_PLACE | PANELS, DFCL_ACT_NONE, DFCL_F16},
 };
 static const struct {
     const char *name;
@@ -219,12 +230,12 @@ static double flops(const void *params) {
 static double bytes(const void *params) {
     const struct dfcl_linear_fwd *p = params;
     double out = (p->pre.mem != NULL) + (p->y.mem != NULL) + (p->out.mem != NULL) + (p->res.mem != NULL);
-    double w = p->w.packed.mem || p->w.dtype == DFCL_F32 ? 4.0 : 2.0;
+    double w = (double)dfcl_dtype_size(p->w.dtype);
     return 4.0 * ((double)p->M * p->K + out * p->M * p->w.N) + w * p->w.N * p->K;
 }
 
 static const struct dfcl_variant variants[] = {
-    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
+    {.name = "cpu", .supports = cpu_supports, .launch = cpu_launch},
     {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };

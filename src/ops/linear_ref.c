@@ -40,7 +40,7 @@ dfcl_status dfcl_linear_check(const char *op, int M, const struct dfcl_weight *w
     if (w->packed.mem && w->layout != DFCL_PANEL48)
         return dfcl_fail(err, DFCL_ERROR, "%s: packed weight of layout %d, expected %d", op, (int)w->layout,
                          DFCL_PANEL48);
-    if (w->data.mem && w->dtype != DFCL_F32 && w->dtype != DFCL_F16 && w->dtype != DFCL_BF16)
+    if (w->dtype != DFCL_F32 && w->dtype != DFCL_F16 && w->dtype != DFCL_BF16)
         return dfcl_fail(err, DFCL_ERROR, "%s: weight of type %s, expected F32, F16 or BF16", op,
                          dfcl_dtype_name(w->dtype));
     return DFCL_OK;
@@ -57,15 +57,13 @@ dfcl_status dfcl_weight_host(struct dfcl_device *dev, const struct dfcl_weight *
     float *f = dfcl_calloc(dev->ctx, n, sizeof *f, err);
     if (!f)
         return DFCL_NOMEM;
-    if (w->data.mem) {
-        const uint16_t *h = dfcl_host_ptr(dev, w->data);
-        for (size_t i = 0; i < n; i++)
-            f[i] = w->dtype == DFCL_F16 ? dfcl_f16_to_f32(h[i]) : dfcl_bf16_to_f32(h[i]);
-    } else {
-        const float *p = dfcl_host_ptr(dev, w->packed);
-        for (int r = 0; r < w->N; r++)
-            for (int k = 0; k < w->K; k++)
-                f[(size_t)r * w->K + k] = p[((size_t)(r / DFCL_PANEL) * w->K + k) * DFCL_PANEL + r % DFCL_PANEL];
+    const void *p = dfcl_host_ptr(dev, w->data.mem ? w->data : w->packed);
+    for (size_t i = 0; i < n; i++) {
+        size_t r = i / (size_t)w->K, k = i % (size_t)w->K;
+        size_t at = w->data.mem ? i : (r / DFCL_PANEL * (size_t)w->K + k) * DFCL_PANEL + r % DFCL_PANEL;
+        f[i] = w->dtype == DFCL_F32   ? ((const float *)p)[at]
+               : w->dtype == DFCL_F16 ? dfcl_f16_to_f32(((const uint16_t *)p)[at])
+                                      : dfcl_bf16_to_f32(((const uint16_t *)p)[at]);
     }
     *out = *owned = f;
     return DFCL_OK;
@@ -180,21 +178,24 @@ dfcl_status dfcl_linear_dw_host(struct dfcl_device *dev, const void *params, dfc
     return DFCL_OK;
 }
 
-static void pack_panels(const float *w, int N, int K, float *out) {
+void dfcl_pack_panels(const void *w, int N, int K, size_t size, void *out) {
+    const char *from = w;
+    char *to = out;
     for (int n = 0; n < dfcl_ceil_div(N, DFCL_PANEL) * DFCL_PANEL; n++)
-        for (int k = 0; k < K; k++)
-            out[((size_t)(n / DFCL_PANEL) * K + k) * DFCL_PANEL + n % DFCL_PANEL] = n < N ? w[(size_t)n * K + k] : 0.0f;
+        for (int k = 0; k < K; k++) {
+            char *at = to + ((size_t)(n / DFCL_PANEL) * K + k) * DFCL_PANEL * size + n % DFCL_PANEL * size;
+            if (n < N)
+                memcpy(at, from + ((size_t)n * K + k) * size, size);
+            else
+                memset(at, 0, size);
+        }
 }
 
 dfcl_status dfcl_pack_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     const struct dfcl_pack *p = params;
-    const float *w;
-    float *owned;
-    dfcl_status s = dfcl_weight_host(dev, &p->w, &w, &owned, err);
-    if (s)
-        return s;
-    pack_panels(w, p->w.N, p->w.K, dfcl_host_ptr(dev, p->w.packed));
-    dfcl_free(dev->ctx, owned);
+    (void)err;
+    dfcl_pack_panels(dfcl_host_ptr(dev, p->w.data), p->w.N, p->w.K, dfcl_dtype_size(p->w.dtype),
+                     dfcl_host_ptr(dev, p->w.packed));
     return DFCL_OK;
 }
 
@@ -219,35 +220,30 @@ void dfcl_case_add_weight(struct dfcl_case *c, struct dfcl_weight *w, double sd,
     if (!f)
         return;
     dfcl_normals(c->seed, DFCL_STREAM_TEST, 1, 0, f, n);
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++)
         f[i] *= (float)sd;
-        if (w->dtype == DFCL_F16)
-            f[i] = dfcl_f16_to_f32(dfcl_f32_to_f16(f[i]));
-        if (w->dtype == DFCL_BF16)
-            f[i] = dfcl_bf16_to_f32(dfcl_f32_to_bf16(f[i]));
+    const void *src = f;
+    if (w->dtype != DFCL_F32) {
+        uint16_t *h = dfcl_case_data(c, n * sizeof *h);
+        if (!h)
+            return;
+        for (size_t i = 0; i < n; i++)
+            h[i] = w->dtype == DFCL_F16 ? dfcl_f32_to_f16(f[i]) : dfcl_f32_to_bf16(f[i]);
+        src = h;
     }
     if (data) {
-        const void *src = f;
-        if (w->dtype != DFCL_F32) {
-            uint16_t *h = dfcl_case_data(c, n * sizeof *h);
-            if (!h)
-                return;
-            for (size_t i = 0; i < n; i++)
-                h[i] = w->dtype == DFCL_F16 ? dfcl_f32_to_f16(f[i]) : dfcl_f32_to_bf16(f[i]);
-            src = h;
-        }
         struct dfcl_case_tensor *t = dfcl_case_add(c, "w", &w->data, w->dtype, n, DFCL_IN);
         t->fill = DFCL_FILL_DATA;
         t->data = src;
     }
     if (packed) {
         uint64_t count = dfcl_panel_count(w->N, w->K);
-        float *q = dfcl_case_data(c, (size_t)count * sizeof *q);
+        void *q = dfcl_case_data(c, (size_t)count * dfcl_dtype_size(w->dtype));
         if (!q)
             return;
-        pack_panels(f, w->N, w->K, q);
+        dfcl_pack_panels(src, w->N, w->K, dfcl_dtype_size(w->dtype), q);
         w->layout = DFCL_PANEL48;
-        struct dfcl_case_tensor *t = dfcl_case_add(c, "packed", &w->packed, DFCL_F32, count, DFCL_IN);
+        struct dfcl_case_tensor *t = dfcl_case_add(c, "packed", &w->packed, w->dtype, count, DFCL_IN);
         t->fill = DFCL_FILL_DATA;
         t->data = q;
     }

@@ -29,11 +29,11 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
     struct dfcl_weight_form w = dfcl_weight_rows(&p->w);
     struct dfcl_args a = {0};
     dfcl_args_ref(&a, w.ref, w.size);
-    dfcl_args_ref(&a, p->w.packed, 4);
+    dfcl_args_ref(&a, p->w.packed, w.size);
     dfcl_args_i32(&a, p->w.N);
     dfcl_args_i32(&a, p->w.K);
     char options[32];
-    snprintf(options, sizeof options, "-DWTYPE=%d", w.wtype);
+    snprintf(options, sizeof options, "-DSIZE=%d", (int)w.size);
     return dfcl_launch_kernel(dev, "pack", "pack", options, (int64_t)((dfcl_panel_count(p->w.N, p->w.K) + 255) / 256),
                               1, 1, &a, err);
 }
@@ -56,7 +56,7 @@ static void make_case(struct dfcl_case *c, int index) {
     p->w.layout = DFCL_PANEL48;
     snprintf(c->label, sizeof c->label, "N=%d K=%d %s", p->w.N, p->w.K, dfcl_dtype_name(p->w.dtype));
     dfcl_case_add_weight(c, &p->w, 1.0, true, false);
-    dfcl_case_add(c, "packed", &p->w.packed, DFCL_F32, dfcl_panel_count(p->w.N, p->w.K), DFCL_OUT)->tol = 0;
+    dfcl_case_add(c, "packed", &p->w.packed, p->w.dtype, dfcl_panel_count(p->w.N, p->w.K), DFCL_OUT)->tol = 0;
 }
 
 static double flops(const void *params) {
@@ -64,7 +64,7 @@ static double flops(const void *params) {
 }
 static double bytes(const void *params) {
     const struct dfcl_pack *p = params;
-    return ((double)dfcl_dtype_size(p->w.dtype) + 4.0) * p->w.N * p->w.K;
+    return 2.0 * (double)dfcl_dtype_size(p->w.dtype) * p->w.N * p->w.K;
 }
 
 static const struct dfcl_variant variants[] = {

@@ -16,13 +16,13 @@ struct dfcl_vec {
 /* A frozen or trained matrix [N, K] as nn.Linear stores it: y = x W^T. */
 enum dfcl_layout {
     DFCL_ROW_MAJOR = 0,
-    DFCL_PANEL48, /* [ceil(N/48)][K][48] f32, zero-filled columns past N: the CPU variants' layout for forward and dX */
+    DFCL_PANEL48, /* [ceil(N/48)][K][48], zero-filled columns past N: the CPU variants' layout for forward and dX */
 };
 struct dfcl_weight {
     int N, K;
-    struct dfcl_ref data; /* row-major [N, K]; may be absent once packed */
-    enum dfcl_dtype dtype; /* of data */
-    struct dfcl_ref packed; /* absent, or f32 in `layout` */
+    enum dfcl_dtype dtype;  /* of data and packed: F32, F16 or BF16 */
+    struct dfcl_ref data;   /* row-major [N, K]; may be absent once packed */
+    struct dfcl_ref packed; /* absent, or in `layout` */
     enum dfcl_layout layout;
 };
 

@@ -151,6 +151,8 @@ static void add_settings(cJSON *o, const struct dfcl_train_config *c, const stru
                          const struct dfcl_dataset *data, int micro_batch) {
     const struct dfcl_train_params *p = &c->p;
     cJSON_AddStringToObject(o, "base", model->hash);
+    cJSON_AddStringToObject(o, "weights", dfcl_weight_type_name(p->model.weights));
+    cJSON_AddStringToObject(o, "pack", p->model.pack == DFCL_PACK_NEVER ? "never" : "auto");
     cJSON_AddNumberToObject(o, "input", model->shape.input);
     cJSON_AddStringToObject(o, "data", dfcl_dataset_fingerprint(data));
     cJSON_AddStringToObject(o, "method", model->method);

@@ -351,23 +351,25 @@ def test_sample_places():
     assert open(path("x.PNG"), "rb").read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+def poison(source, name, out, value):
+    """A copy of a safetensors file whose first value of one f32 tensor is another."""
+    with open(source, "rb") as f:
+        data = bytearray(f.read())
+    n = struct.unpack("<Q", data[:8])[0]
+    at = 8 + n + json.loads(data[8:8 + n])[name]["data_offsets"][0]
+    data[at:at + 4] = struct.pack("<f", value)
+    with open(out, "wb") as f:
+        f.write(data)
+    return out
+
+
 def test_not_finite():
     """A NaN is found when its file is read: named, exit code 5, nothing written."""
     base, images = make_base("fbase.safetensors"), make_images("fimages")
     small_train("frun", base, images)
 
-    def poison(source, name, out):
-        with open(source, "rb") as f:
-            data = bytearray(f.read())
-        n = struct.unpack("<Q", data[:8])[0]
-        at = 8 + n + json.loads(data[8:8 + n])[name]["data_offsets"][0]
-        data[at:at + 4] = struct.pack("<f", float("nan"))
-        with open(out, "wb") as f:
-            f.write(data)
-        return out
-
-    bad_base = poison(base, "blocks.1.mlp.fc1.weight", path("nan-base.safetensors"))
-    bad_delta = poison(path("frun/delta.safetensors"), "blocks.0.mlp.fc1.bias", path("nan-delta.safetensors"))
+    bad_base = poison(base, "blocks.1.mlp.fc1.weight", path("nan-base.safetensors"), float("nan"))
+    bad_delta = poison(path("frun/delta.safetensors"), "blocks.0.mlp.fc1.bias", path("nan-delta.safetensors"), float("nan"))
     weight, bias = ["nan-base.safetensors", "blocks.1.mlp.fc1.weight"], ["nan-delta.safetensors", "blocks.0.mlp.fc1.bias"]
     draw, out = ["sample", "--device", "host", "--steps", 2, "--out", path("nan.png")], ["--out", path("nan.safetensors")]
     fails(5, "train", "--device", "host", "--model", bad_base, "--data", images, "--out", path("nan-run"), says=weight)
@@ -376,6 +378,40 @@ def test_not_finite():
     fails(5, "merge", "--model", base, "--delta", bad_delta, *out, says=bias)
     fails(5, "merge", "--model", bad_base, "--delta", path("frun/delta.safetensors"), *out, says=weight)
     assert not [f for f in os.listdir(T) if f in ("nan-run", "nan.png") or f.startswith("nan.safetensors")]
+
+
+def test_weights():
+    """Frozen matrices in 16 bits and read in place: close to f32, recorded, and one delta for all of them."""
+    base, images = make_base("wbase.safetensors"), make_images("wimages")
+    small_train("w32", base, images)
+    small_train("w16", base, images, "--weights", "bf16", "--pack", "never")
+    settings = json.load(open(path("w16/config.json")))["settings"]
+    assert (settings["weights"], settings["pack"]) == ("bf16", "never"), settings
+    words = ["train", "--device", "host", "--model", base, "--data", images, "--out", path("w16"), "--steps", 6, "--batch", 4, "--lr", "1e-3", "--resume", "auto"]
+    fails(2, *words, says=["weights", "bf16"])
+    fails(2, *words, "--weights", "bf16", says=["pack", "never"])
+    run(*words, "--weights", "bf16", "--pack", "never")
+    assert tensors(path("w32/delta.safetensors"))[1]["base_hash"] == tensors(path("w16/delta.safetensors"))[1]["base_hash"]
+    pictures = {}
+    for weights in ("f32", "bf16", "f16"):
+        for pack in ("auto", "never"):
+            out = path(f"w-{weights}-{pack}.safetensors")
+            run("sample", "--device", "host", "--model", base, "--delta", path("w16/delta.safetensors"), "--steps", 3, "-n", 2, "--weights", weights, "--pack", pack,
+                "--sampler", "ddim", "--save-latents", out)
+            data = tensors(out)[0]["latents"][1]
+            pictures[weights, pack] = struct.unpack(f"<{len(data)//4}f", data)
+    worst = lambda a, b: max(abs(x - y) for x, y in zip(pictures[a], pictures[b]))  # noqa: E731
+    for weights, least, most in (("f32", -1, 1e-5), ("bf16", 1e-5, 0.1), ("f16", 1e-6, 0.02)):
+        assert worst((weights, "auto"), (weights, "never")) < 1e-5, weights
+        assert least < worst((weights, "auto"), ("f32", "auto")) < most, weights
+    draw = ["sample", "--device", "host", "--steps", 2, "--out", path("w.png"), "--model"]
+    fails(2, *draw, base, "--weights", "f8", says=["--weights", "bf16", "f8"])
+    fails(2, *draw, base, "--pack", "always", says=["--pack", "never", "always"])
+    fails(2, "train", "--device", "host", "--model", base, "--data", images, "--out", path("w-full"), "--method", "full", "--weights", "f16", says=["f16", "f32"])
+    large = poison(base, "blocks.1.mlp.fc1.weight", path("large.safetensors"), 7e4)
+    fails(5, *draw, large, "--weights", "f16", says=["large.safetensors", "blocks.1.mlp.fc1.weight", "70000", "bf16"])
+    run(*draw, large, "--weights", "bf16")
+    assert not os.path.exists(path("w-full"))
 
 
 def test_names():

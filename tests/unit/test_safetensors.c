@@ -359,6 +359,19 @@ static void conversions(void **state) {
             assert_memory_equal(&x[h], &want, 4);
         }
     }
+    /* and rounding: every sign and exponent with the mantissas around a tie, at an odd address */
+    static const uint32_t low[] = {0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0x17fff, 0x18000, 0x7fefff, 0x7ff000, 0x7fffff};
+    size_t n = 0;
+    for (uint32_t top = 0; top < 512; top++)
+        for (size_t k = 0; k < DFCL_COUNT(low); k++) {
+            uint32_t u = top << 23 | low[k];
+            memcpy(&x[n++], &u, 4);
+        }
+    for (int type = 0; type < 2; type++) {
+        assert_true(dfcl_from_f32(type ? DFCL_BF16 : DFCL_F16, x, raw + 1, n));
+        for (size_t k = 0; k < n; k++)
+            assert_int_equal(raw[1 + 2 * k] | raw[2 + 2 * k] << 8, type ? dfcl_f32_to_bf16(x[k]) : dfcl_f32_to_f16(x[k]));
+    }
     free(raw);
     free(x);
 }

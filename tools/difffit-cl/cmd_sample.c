@@ -113,6 +113,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     struct dfcl_sample_params sp = {.cfg = 1.0};
     struct cli_list deltas = {0};
     const char *classes = NULL, *sampler = "ddpm", *out = NULL, *vae = "none", *clip = "auto";
+    const char *weights = NULL, *pack = NULL;
     const char *init_noise = NULL, *step_noise = NULL, *save_latents = NULL;
     int per_class = 4, columns = 0, zoom = 0;
     bool force = false;
@@ -121,6 +122,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         {"--delta", CLI_LIST, &deltas, "F[:S]", "fine-tuned domain, with an optional strength (1)", 0, 0},
         {"--heads", CLI_INT, &mp.heads, "H", "attention heads, where the file does not say", 1, 1024},
         {"--weights-of", CLI_STR, &mp.which, "W", "training checkpoints: ema (default) or model", 0, 0},
+        CLI_WEIGHTS_OPTIONS(&weights, &pack),
         {"--classes", CLI_STR, &classes, "LIST", "ids or names separated by commas, null, or all (default)", 0, 0},
         {"-n", CLI_INT, &per_class, "N", "pictures per class (4)", 1, 1000000},
         {"--sampler", CLI_STR, &sampler, "S", "ddpm (default), ddim, dpm++", 0, 0},
@@ -179,6 +181,9 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--columns and --zoom are for a grid (--out NAME.png)");
     if (deltas.count > 1)
         return cli_usage(c, "--delta: expected one delta, found %d", deltas.count);
+    int code = cli_weights(c, weights, pack, &mp);
+    if (code)
+        return code;
     if (!sp.steps)
         sp.steps = sp.sampler == DFCL_SAMPLER_DDPM ? 250 : 50;
 
@@ -237,8 +242,8 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)sp.seed);
     snprintf(cfg, sizeof cfg, "%g", sp.cfg);
     snprintf(eta, sizeof eta, "%g", sp.eta);
-    const char *text[] = {"Software", "difffit-cl", "version", dfcl_version(), "base", dfcl_model_hash(model), "delta",
-                          deltas.count ? deltas.items[0] : "", "classes", classes ? classes : "all", "sampler", sampler, "steps", steps,
+    const char *text[] = {"Software", "difffit-cl", "version", dfcl_version(), "base", dfcl_model_hash(model), "weights",
+                          weights ? weights : "f32", "delta", deltas.count ? deltas.items[0] : "", "classes", classes ? classes : "all", "sampler", sampler, "steps", steps,
                           "spacing", sp.spacing ? sp.spacing : "even", "eta", eta, "cfg", cfg, "seed", seed, NULL};
     to.n = n;
     to.channels = shape->channels;

@@ -9,11 +9,12 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     struct dfcl_train_params p = {.beta1 = unset, .beta2 = unset, .ema_decay = unset, .label_dropout = unset};
     const char *vae = "none";
     bool flip = false, no_classes = false, train_classes = false;
-    const char *ema_warmup = "on", *which = NULL;
+    const char *ema_warmup = "on", *which = NULL, *weights = NULL, *pack = NULL;
     const struct cli_option options[] = {
         {"--model", CLI_STR, &p.model.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
         {"--heads", CLI_INT, &p.model.heads, "H", "attention heads, where the file does not say", 1, 1024},
         {"--weights-of", CLI_STR, &which, "W", "training checkpoints: ema (default) or model", 0, 0},
+        CLI_WEIGHTS_OPTIONS(&weights, &pack),
         {"--data", CLI_STR, &p.data, "DIR", "image folder (a sub-folder a class) or folder of latents (required)", 0, 0},
         {"--vae", CLI_STR, &vae, "none", "none: the model works on pixels, or the data are latents already", 0, 0},
         {"--out", CLI_STR, &p.run_dir, "RUN", "run directory (required)", 0, 0},
@@ -61,6 +62,9 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--train-classes and --no-train-classes exclude each other");
     if (p.dtype && (!p.method || strcmp(p.method, "full")))
         return cli_usage(c, "--dtype is for --method full: a delta holds f32 values");
+    int code = cli_weights(c, weights, pack, &p.model);
+    if (code)
+        return code;
     double *const decays[] = {&p.beta1, &p.beta2, &p.ema_decay};
     for (int i = 0; i < 3; i++)
         *decays[i] = *decays[i] < 0 ? 0 : *decays[i] > 0 ? *decays[i] : DBL_MIN;
@@ -73,7 +77,6 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     dfcl_error err = {0};
     dfcl_device *dev = NULL;
     dfcl_trainer *t = NULL;
-    int code = 0;
     cli_catch_signals();
     dfcl_status s = cli_open_device(c, &dev, &err);
     if (!s)
