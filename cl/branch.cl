@@ -1,7 +1,7 @@
 /* Residual branches: z = gate[s] gamma_out gamma_in v on [M,N], s = row / T. Each factor may be absent (1). One group of 64 items per row;
  * the reductions of the backward run over parts of a sample's rows first, which are then added in order. */
 
-/* out = res + gate[s] gamma_out[dom] (gamma_in[dom] v) */
+/* out = res + gate[s] gamma_out[dom] (gamma_in[dom] v), rounded as in linear_fwd's epilogue */
 DFCL_KERNEL(64, 1, 1)
 gated_residual(const GLOBAL float *res, dfcl_i64 res_off, const GLOBAL float *v, dfcl_i64 v_off, const GLOBAL float *gate,
                dfcl_i64 gate_off, const GLOBAL int *dom, dfcl_i64 dom_off, GLOBAL float *out, dfcl_i64 out_off,
@@ -18,9 +18,8 @@ gated_residual(const GLOBAL float *res, dfcl_i64 res_off, const GLOBAL float *v,
             f *= gamma_in[gi_off + n];
         if (gamma_out)
             f *= gamma_out[go_off + n];
-        if (gate)
-            f *= gate[gate_off + n];
-        out[out_off + at + n] = res[res_off + at + n] + f;
+        float g = gate ? gate[gate_off + n] : 1.0f;
+        out[out_off + at + n] = res ? fma(f, g, res[res_off + at + n]) : f * g;
     }
 }
 

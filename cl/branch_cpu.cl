@@ -13,7 +13,9 @@ DFCL_FN void residual_at(const GLOBAL float *res, const GLOBAL float *v, const G
         f *= dfcl_vld_n(go + n, left, full);
     if (gate)
         f *= dfcl_vld_n(gate + n, left, full);
-    dfcl_vst_n(out + n, dfcl_vld_n(res + n, left, full) + f, left, full);
+    if (res)
+        f += dfcl_vld_n(res + n, left, full);
+    dfcl_vst_n(out + n, f, left, full);
 }
 
 DFCL_KERNEL(1, 1, 1)
@@ -25,7 +27,7 @@ gated_residual_cpu(const GLOBAL float *res, dfcl_i64 res_off, const GLOBAL float
     for (int row = GRP(0) * rows; row < end; ++row) {
         int s = row / T, n = 0;
         dfcl_i64 at = (dfcl_i64)row * N, d = dom ? dom[dom_off + s] : 0;
-        const GLOBAL float *vr = v + v_off + at, *rr = res + res_off + at, *g = gate ? gate + gate_off + s * gate_stride : 0;
+        const GLOBAL float *vr = v + v_off + at, *rr = res ? res + res_off + at : 0, *g = gate ? gate + gate_off + s * gate_stride : 0;
         const GLOBAL float *gi = gamma_in ? gamma_in + gi_off + d * gi_stride : 0;
         const GLOBAL float *go = gamma_out ? gamma_out + go_off + d * go_stride : 0;
         for (; n + DFCL_VW <= N; n += DFCL_VW)

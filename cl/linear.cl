@@ -116,11 +116,11 @@ linear_fwd(const GLOBAL float *x, dfcl_i64 x_off, const GLOBAL WT *w, dfcl_i64 w
             if (has & 256) {
                 if (has & 4)
                     v *= gamma_res[gamma_res_off + d * gamma_res_stride + n];
-                if (has & 128)
-                    v *= gate[gate_off + sample * gate_stride + n];
-                if (has & 64)
-                    v += res[res_off + (dfcl_i64)(res_rows ? m % res_rows : m) * N + n];
-                out[out_off + at] = v;
+                float g = has & 128 ? gate[gate_off + sample * gate_stride + n] : 1.0f;
+                if (has & 64) /* the fma spelled out: gated_residual has the same bits */
+                    out[out_off + at] = fma(v, g, res[res_off + (dfcl_i64)(res_rows ? m % res_rows : m) * N + n]);
+                else
+                    out[out_off + at] = v * g;
             }
         }
     }

@@ -40,7 +40,8 @@ struct dfcl_train_params {
     int64_t sample_every;  /* [0: never] sample grids under samples/ */
     int64_t log_every;     /* [10] */
     const char *resume;    /* NULL: new run; "auto": newest checkpoint if any; or a checkpoint folder */
-    uint64_t max_memory;   /* [device's memory] bytes */
+    uint64_t max_memory;   /* [device's memory] bytes; the micro-batch and what is recomputed are chosen by it where they are not given */
+    const char *recompute; /* what backward runs again to save memory, with the same numbers: ["auto": the least that fits], "none", "cheap", "block" */
     const char *dtype;     /* `full`: type of the written base ["f32"], "f16", "bf16" */
 };
 
@@ -62,6 +63,7 @@ struct dfcl_train_summary {
     int64_t images;
     uint64_t planned_bytes, peak_bytes; /* device memory */
     int micro_batch;
+    const char *recompute;  /* "none", "cheap", "block" */
     int64_t start_step;     /* > 0: resumed */
 };
 

@@ -92,26 +92,40 @@ int64_t dfcl_dit_trained(struct dfcl_dit *dit, struct dfcl_ref *values, struct d
 /* To be called after trained values changed (an optimizer step, an EMA swap): repacks trained weights that have packed copies. */
 dfcl_status dfcl_dit_refresh(struct dfcl_dit *dit, dfcl_error *err);
 
-/* Memory for batches of up to max_batch samples: activations (kept per block when `training`), scratch. Dry run first, then the plan is
+/* What backward runs again instead of keeping it (docs/architecture.md, "Memory"). Gradients have the same bits at every level. */
+enum dfcl_recompute {
+    DFCL_FORWARD_ONLY,    /* nothing is kept: there is no backward */
+    DFCL_RECOMPUTE_NONE,  /* all that backward reads is kept */
+    DFCL_RECOMPUTE_CHEAP, /* what one light pass makes again is not */
+    DFCL_RECOMPUTE_BLOCK, /* of a block only its input; its forward runs again */
+    DFCL_RECOMPUTE_COUNT,
+};
+/* "none", "cheap", "block"; and back: DFCL_RECOMPUTE_COUNT if there is no such level. */
+const char *dfcl_recompute_name(enum dfcl_recompute level);
+enum dfcl_recompute dfcl_recompute_named(const char *name);
+
+/* Memory for batches of up to max_batch samples: activations (kept per block as the level says), scratch. Dry run first, then the plan is
  * checked against the device (DFCL_NOMEM with the plan in the message when it does not fit max_memory bytes; 0: the device's memory). */
 struct dfcl_plan {
     uint64_t weights, activations, scratch, total; /* bytes taken */
     uint64_t mapped; /* bytes of weights read in place from the file, on top of the total */
     int max_batch;
-    bool training;
+    enum dfcl_recompute recompute;
 };
-dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, uint64_t max_memory, struct dfcl_plan *plan,
-                          dfcl_error *err);
+dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, enum dfcl_recompute recompute, uint64_t max_memory,
+                          struct dfcl_plan *plan, dfcl_error *err);
 /* Only computes the plan; takes nothing. */
-dfcl_status dfcl_dit_plan_only(struct dfcl_dit *dit, int max_batch, bool training, struct dfcl_plan *plan, dfcl_error *err);
+dfcl_status dfcl_dit_plan_only(struct dfcl_dit *dit, int max_batch, enum dfcl_recompute recompute, struct dfcl_plan *plan,
+                               dfcl_error *err);
 /* The plan in use; max_batch 0: none. */
 const struct dfcl_plan *dfcl_dit_current_plan(const struct dfcl_dit *dit);
 /* Names every op that a pass of B samples queues under the current plan and the variant that runs it, in order, without running it: forward, and
  * backward too when the plan is a training one. */
 dfcl_status dfcl_dit_walk(struct dfcl_dit *dit, int B, void (*note)(void *user, const struct dfcl_op *op, const struct dfcl_variant *v),
                           void *user, dfcl_error *err);
-/* Formats a plan as a few readable lines. */
+/* Formats a plan as a few readable lines; as one, for messages. */
 void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size);
+void dfcl_plan_line(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size);
 
 struct dfcl_dit_batch {
     int B;              /* <= max_batch of the plan */

@@ -66,7 +66,7 @@ static dfcl_status size(struct dfcl_dit *dit, uint64_t passes, uint64_t room, ui
 
 dfcl_status dfcl_dit_reserve_ahead(struct dfcl_dit *dit, int passes, int conditions, dfcl_error *err) {
     struct dit_ahead *h = &dit->ahead;
-    if (!dit->plan.max_batch || dit->plan.training)
+    if (!dit->plan.max_batch || dit->plan.recompute)
         return dfcl_fail(err, DFCL_ERROR, "model: modulations ahead without a plan for inference");
     if (passes < 1 || conditions < 1 || conditions > dit->plan.max_batch)
         return dfcl_fail(err, DFCL_ERROR,

@@ -230,6 +230,27 @@ static dfcl_status embed_bwd(struct dfcl_dit *dit, const struct dit_pass *ps, df
     return weight_grad(dit, ps, &dit->x_embed, a->dh, a->cols, ps->M, err);
 }
 
+/* What backward reads of block i and forward did not keep. */
+static dfcl_status remake(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err) {
+    const struct dit_block *b = &dit->blocks[i];
+    const struct dit_block_acts *k = &dit->a.block[i];
+    int d = dit->cfg.hidden;
+    if (ps->recompute == DFCL_RECOMPUTE_BLOCK && i < dit->cfg.depth - 1) { /* the last block's are still in the shared place */
+        struct dit_pass again = *ps;
+        again.again = true;
+        return dit_block_branches(dit, &again, i, err);
+    }
+    if (ps->recompute != DFCL_RECOMPUTE_CHEAP)
+        return DFCL_OK;
+    struct dfcl_gated_residual mid = {.M = ps->M, .N = d, .T = dit->tokens, .res = dit->a.h[i], .v = k->proj_pre,
+                                      .gate = dfcl_ref_at(k->mod, 2 * (uint64_t)d * 4), .gate_stride = 6 * d, .out = k->mid,
+                                      .gamma_in = dit_vec(b->gamma[DIT_ATTN_GAMMA2]), .gamma_out = dit_vec(b->gamma[DIT_GAMMA1])};
+    struct dfcl_gated_residual qkv = {.M = ps->M, .N = 3 * d, .T = dit->tokens, .v = k->qkv_pre, .out = k->qkv,
+                                      .gamma_in = dit_vec(b->gamma[DIT_ATTN_GAMMA1])};
+    dfcl_status s = dfcl_run(ps->ex, &dfcl_op_gated_residual, &mid, err);
+    return s || !dit_has(b->gamma[DIT_ATTN_GAMMA1]) ? s : dfcl_run(ps->ex, &dfcl_op_gated_residual, &qkv, err);
+}
+
 dfcl_status dit_backward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, struct dfcl_ref dout, dfcl_error *err) {
     struct need nd = {.cond = dit_trains(dit->table) || trains(&dit->t_mlp0) || trains(&dit->t_mlp2), .x = trains(&dit->x_embed)};
     int depth = dit->cfg.depth;
@@ -239,7 +260,9 @@ dfcl_status dit_backward_layers(struct dfcl_dit *dit, const struct dit_pass *ps,
         const struct dit_block *b = &dit->blocks[i];
         bool mod = mod_needed(dit, &nd, i), lower = below_needed(dit, &nd, i);
         bool attn = mod || lower || attn_trains(b);
-        s = mlp_bwd(dit, ps, i, mod, attn, err);
+        s = remake(dit, ps, i, err);
+        if (!s)
+            s = mlp_bwd(dit, ps, i, mod, attn, err);
         if (!s && attn)
             s = attn_bwd(dit, ps, i, mod, lower, err);
         if (!s && mod)

@@ -7,7 +7,7 @@
 
 static dfcl_status tap(struct dfcl_dit *dit, const struct dit_pass *ps, int block, const char *name, struct dfcl_ref ref, int rows,
                        int cols, dfcl_error *err) {
-    if (!dit->tap || ps->ex->dry || !ref.mem)
+    if (!dit->tap || ps->ex->dry || ps->again || !ref.mem)
         return DFCL_OK;
     char full[64];
     if (block >= 0)
@@ -26,7 +26,7 @@ dfcl_status dit_condition(struct dfcl_dit *dit, const struct dit_pass *ps, const
         return s;
     struct dfcl_linear_fwd l0 = {.M = B, .K = DIT_FREQ, .T = 1, .x = a->freq, .w = dit->t_mlp0.weight,
                                  .bias = dit_vec(dit->t_mlp0.b), .dom = ps->dom, .act = DFCL_ACT_SILU,
-                                 .pre = ps->keep ? a->t0_pre : DFCL_NO_REF, .y = a->t0};
+                                 .pre = ps->recompute ? a->t0_pre : DFCL_NO_REF, .y = a->t0};
     if ((s = dfcl_run(ps->ex, &dfcl_op_linear_fwd, &l0, err)))
         return s;
     struct dfcl_linear_fwd l2 = {.M = B, .K = d, .T = 1, .x = a->t0, .w = dit->t_mlp2.weight, .bias = dit_vec(dit->t_mlp2.b),
@@ -81,23 +81,18 @@ static dfcl_status embed(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_e
     return tap(dit, ps, -1, "x_patch", a->tap_y, ps->M, dit->cfg.hidden, err);
 }
 
-static dfcl_status block(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err) {
+dfcl_status dit_block_branches(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err) {
     struct dit_acts *a = &dit->a;
     const struct dit_block *b = &dit->blocks[i];
     const struct dit_block_acts *k = &a->block[i];
     int d = dit->cfg.hidden, T = dit->tokens, B = ps->B, M = ps->M;
     uint64_t chunk = (uint64_t)d * 4;
-    struct dfcl_ref h = a->h[i], out = a->h[i + 1], none = DFCL_NO_REF;
-    bool save = ps->keep || dit->tap;
+    struct dfcl_ref none = DFCL_NO_REF, h = a->h[i], out = ps->again ? none : a->h[i + 1];
+    bool keep = ps->recompute != DFCL_FORWARD_ONLY, save = keep || dit->tap;
     dfcl_status s;
 
-    /* modulation: shift, scale, gate of the attention branch, then of the MLP branch */
-    if ((s = tap(dit, ps, i, "in", h, M, d, err)) || (s = modulate(dit, ps, &b->ada, dit->ahead.mod[i], k->mod, err)) ||
-        (s = tap(dit, ps, i, "adaLN", k->mod, B, 6 * d, err)))
-        return s;
-
     struct dfcl_ln_mod n1 = {.M = M, .N = d, .T = T, .eps = DIT_EPS, .x = h, .shift = k->mod, .scale = dfcl_ref_at(k->mod, chunk),
-                             .y = a->m, .stats = ps->keep ? k->stats1 : none, .mod_stride = 6 * d};
+                             .y = a->m, .stats = keep ? k->stats1 : none, .mod_stride = 6 * d};
     if ((s = dfcl_run(ps->ex, &dfcl_op_ln_mod, &n1, err)) || (s = tap(dit, ps, i, "mod1", a->m, M, d, err)))
         return s;
 
@@ -110,7 +105,7 @@ static dfcl_status block(struct dfcl_dit *dit, const struct dit_pass *ps, int i,
 
     struct dfcl_attn_fwd at = {.B = B, .T = T, .H = dit->cfg.heads, .D = d / dit->cfg.heads,
                                .scale = (float)(1.0 / sqrt((double)d / dit->cfg.heads)), .qkv = k->qkv, .out = k->heads,
-                               .lse = ps->keep ? k->lse : none};
+                               .lse = keep ? k->lse : none};
     if ((s = dfcl_run(ps->ex, &dfcl_op_attn_fwd, &at, err)) || (s = tap(dit, ps, i, "attn_heads", k->heads, M, d, err)))
         return s;
 
@@ -123,13 +118,13 @@ static dfcl_status block(struct dfcl_dit *dit, const struct dit_pass *ps, int i,
         return s;
 
     struct dfcl_ln_mod n2 = {.M = M, .N = d, .T = T, .eps = DIT_EPS, .x = k->mid, .shift = dfcl_ref_at(k->mod, 3 * chunk),
-                             .scale = dfcl_ref_at(k->mod, 4 * chunk), .y = a->m, .stats = ps->keep ? k->stats2 : none,
+                             .scale = dfcl_ref_at(k->mod, 4 * chunk), .y = a->m, .stats = keep ? k->stats2 : none,
                              .mod_stride = 6 * d};
     if ((s = dfcl_run(ps->ex, &dfcl_op_ln_mod, &n2, err)) || (s = tap(dit, ps, i, "mod2", a->m, M, d, err)))
         return s;
 
     struct dfcl_linear_fwd fc1 = {.M = M, .K = d, .T = T, .x = a->m, .w = b->fc1.weight, .bias = dit_vec(b->fc1.b), .dom = ps->dom,
-                                  .act = DFCL_ACT_GELU_TANH, .pre = ps->keep ? k->fc1_pre : none, .y = a->f};
+                                  .act = DFCL_ACT_GELU_TANH, .pre = keep ? k->fc1_pre : none, .y = a->f};
     if ((s = dfcl_run(ps->ex, &dfcl_op_linear_fwd, &fc1, err)))
         return s;
 
@@ -142,12 +137,24 @@ static dfcl_status block(struct dfcl_dit *dit, const struct dit_pass *ps, int i,
     return ps->ex->dry ? DFCL_OK : dfcl_flush(dit->dev, err);
 }
 
+static dfcl_status block(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err) {
+    struct dfcl_ref mod = dit->a.block[i].mod;
+    int d = dit->cfg.hidden;
+    dfcl_status s;
+    /* modulation: shift, scale, gate of the attention branch, then of the MLP branch */
+    if ((s = tap(dit, ps, i, "in", dit->a.h[i], ps->M, d, err)) ||
+        (s = modulate(dit, ps, &dit->blocks[i].ada, dit->ahead.mod[i], mod, err)) ||
+        (s = tap(dit, ps, i, "adaLN", mod, ps->B, 6 * d, err)))
+        return s;
+    return dit_block_branches(dit, ps, i, err);
+}
+
 static dfcl_status final(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_error *err) {
     struct dit_acts *a = &dit->a;
     int d = dit->cfg.hidden, T = dit->tokens, M = ps->M;
     dfcl_status s;
     struct dfcl_ln_mod n = {.M = M, .N = d, .T = T, .eps = DIT_EPS, .x = a->h[dit->cfg.depth], .shift = a->fmod,
-                            .scale = dfcl_ref_at(a->fmod, (uint64_t)d * 4), .y = a->m, .stats = ps->keep ? a->fstats : DFCL_NO_REF,
+                            .scale = dfcl_ref_at(a->fmod, (uint64_t)d * 4), .y = a->m, .stats = ps->recompute ? a->fstats : DFCL_NO_REF,
                             .mod_stride = 2 * d};
     struct dfcl_linear_fwd l = {.M = M, .K = d, .T = T, .x = a->m, .w = dit->final.weight, .bias = dit_vec(dit->final.b),
                                 .dom = ps->dom, .y = a->tok};

@@ -4,7 +4,10 @@
  *   h[i] [M,d] the block's input, stats1/stats2 [M,2] of its layer norms, qkv_pre [M,3d] before gamma (the same memory as qkv where the
  *   site has no gamma), qkv [M,3d], heads [M,d] attention output, lse [B,H,T], proj_pre [M,d] before gammas, mid [M,d] after the attention
  *   residual, fc1_pre [M,4d] before GELU, fc2_pre [M,d] before gamma, mod [B,6d] modulation.
+ * Every method trains something in the embedders, so every block's modulation, gates included, needs a gradient and all of these are read.
  * Inputs of linear layers are not kept: a layer norm with modulation or a GELU is recomputed where a weight gradient asks for it.
+ * Level `cheap`: qkv is made again from qkv_pre where the site has a gamma, and mid from h and proj_pre, each in one place that the blocks share.
+ * Level `block`: blocks share one set of everything but h and mod, and backward runs the block's forward again into it.
  * Without backward all blocks share one set and the residual stream is updated in place. */
 #ifndef DFCL_MODELS_DIT_INTERNAL_H
 #define DFCL_MODELS_DIT_INTERNAL_H
@@ -40,7 +43,7 @@ struct dit_acts {
     struct dfcl_ref *h;                            /* [depth+1]: input of each block, output of the last */
     struct dit_block_acts *block;                  /* [depth] */
     struct dfcl_ref m;                             /* [M,d] input of a linear layer, recomputed in backward */
-    struct dfcl_ref f;                             /* [M,4d] */
+    struct dfcl_ref f;                             /* [M,4d], the same memory as d4: never alive together */
     struct dfcl_ref fstats, fmod, tok;             /* final layer: [M,2], [B,2d], [M,p*p*2C] */
     /* backward */
     struct dfcl_ref dh, d1, d4, dmod, dfmod, dsilu, dc, dt0;
@@ -105,7 +108,8 @@ struct dit_pass {
     int B, M;
     struct dfcl_ref x, out, dom;
     struct dfcl_ref condition; /* i32 [B]: rows of the tables made ahead; absent: modulations are part of the pass */
-    bool keep;
+    enum dfcl_recompute recompute; /* DFCL_FORWARD_ONLY: nothing is kept */
+    bool again;                    /* a block's forward inside backward: no taps, the block's output is there already */
 };
 /* c = t_emb + y_emb and silu(c), from a->t, a->rows and ps->dom; the rows are ps->B samples. */
 dfcl_status dit_condition(struct dfcl_dit *dit, const struct dit_pass *ps, const struct dit_acts *a, dfcl_error *err);
@@ -114,6 +118,8 @@ dfcl_status dit_modulation(const struct dit_pass *ps, const struct dit_linear *l
 dfcl_status dit_check_batch(struct dfcl_dit *dit, int B, const int32_t *rows, const int32_t *dom, dfcl_error *err);
 void dit_ahead_drop(struct dfcl_dit *dit);
 dfcl_status dit_forward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_error *err);
+/* Both branches of block i from a->h[i] and its modulation. */
+dfcl_status dit_block_branches(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err);
 dfcl_status dit_backward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, struct dfcl_ref dout, dfcl_error *err);
 
 static inline bool dit_has(const struct dfcl_param *p) {

@@ -4,6 +4,19 @@
 
 #include <string.h>
 
+static const char *const level_names[DFCL_RECOMPUTE_COUNT] = {"", "none", "cheap", "block"};
+
+const char *dfcl_recompute_name(enum dfcl_recompute level) {
+    return level_names[level];
+}
+
+enum dfcl_recompute dfcl_recompute_named(const char *name) {
+    int i = DFCL_RECOMPUTE_NONE;
+    while (i < DFCL_RECOMPUTE_COUNT && strcmp(name, level_names[i]))
+        i++;
+    return (enum dfcl_recompute)i;
+}
+
 /* Which optional tensors exist: a plan holds for one such state. */
 static uint64_t layout_key(const struct dfcl_dit *dit) {
     uint64_t key = dit->tap ? 3 : 1;
@@ -17,7 +30,44 @@ static dfcl_status get(struct dfcl_arena *a, struct dfcl_ref *out, uint64_t coun
     return dfcl_arena_alloc(a, count * 4, out, err);
 }
 
-static dfcl_status place_acts(struct dfcl_dit *dit, struct dfcl_arena *ar, int max_batch, bool training, dfcl_error *err) {
+/* One block's places under a training plan. What `shared` holds serves every block; what is to be shared and not there yet is taken. */
+static dfcl_status place_block(struct dfcl_dit *dit, struct dfcl_arena *ar, int i, uint64_t B, enum dfcl_recompute level,
+                               struct dit_block_acts *shared, dfcl_error *err) {
+    struct dit_block_acts *k = &dit->a.block[i];
+    uint64_t M = B * (uint64_t)dit->tokens, d = (uint64_t)dit->cfg.hidden;
+    bool gq = dit_has(dit->blocks[i].gamma[DIT_ATTN_GAMMA1]), all = level == DFCL_RECOMPUTE_BLOCK, light = level != DFCL_RECOMPUTE_NONE;
+    const struct {
+        struct dfcl_ref *own, *shared;
+        uint64_t count;
+        bool share;
+    } list[] = {
+        {&k->stats1, &shared->stats1, M * 2, all},
+        {&k->stats2, &shared->stats2, M * 2, all},
+        {&k->qkv, &shared->qkv, M * 3 * d, all || (light && gq)},
+        {&k->heads, &shared->heads, M * d, all},
+        {&k->lse, &shared->lse, M * (uint64_t)dit->cfg.heads, all},
+        {&k->proj_pre, &shared->proj_pre, M * d, all},
+        {&k->mid, &shared->mid, M * d, light},
+        {&k->fc1_pre, &shared->fc1_pre, M * 4 * d, all},
+        {&k->fc2_pre, &shared->fc2_pre, M * d, all},
+        {&k->qkv_pre, &shared->qkv_pre, M * 3 * d, all}, /* last: only with a gamma */
+    };
+    dfcl_status s = get(ar, &k->mod, B * 6 * d, err);
+    for (size_t n = 0; !s && n < DFCL_COUNT(list) - !gq; n++) {
+        bool there = list[n].share && list[n].shared->mem;
+        if (!there)
+            s = get(ar, list[n].own, list[n].count, err);
+        if (there)
+            *list[n].own = *list[n].shared;
+        else if (list[n].share)
+            *list[n].shared = *list[n].own;
+    }
+    if (!gq)
+        k->qkv_pre = k->qkv;
+    return s;
+}
+
+static dfcl_status place_acts(struct dfcl_dit *dit, struct dfcl_arena *ar, int max_batch, enum dfcl_recompute level, dfcl_error *err) {
     struct dit_acts *a = &dit->a;
     uint64_t B = (uint64_t)max_batch, M = B * (uint64_t)dit->tokens, d = (uint64_t)dit->cfg.hidden;
     int L = dit->cfg.depth;
@@ -43,7 +93,7 @@ static dfcl_status place_acts(struct dfcl_dit *dit, struct dfcl_arena *ar, int m
     a->tap_y = none;
     if (dit->tap)
         GET(a->tap_y, M * d);
-    if (!training) {
+    if (level == DFCL_FORWARD_ONLY) {
         struct dit_block_acts k = {.mod = none};
         GET(a->h[0], M * d);
         GET(k.mod, B * 6 * d);
@@ -70,26 +120,15 @@ static dfcl_status place_acts(struct dfcl_dit *dit, struct dfcl_arena *ar, int m
     GET(a->fstats, M * 2);
     GET(a->f, M * 4 * d);
     GET(a->h[0], M * d);
+    struct dit_block_acts shared = {0};
     for (int i = 0; i < L; i++) {
-        struct dit_block_acts *k = &a->block[i];
         GET(a->h[i + 1], M * d);
-        GET(k->mod, B * 6 * d);
-        GET(k->stats1, M * 2);
-        GET(k->stats2, M * 2);
-        GET(k->qkv, M * 3 * d);
-        k->qkv_pre = k->qkv;
-        if (dit_has(dit->blocks[i].gamma[DIT_ATTN_GAMMA1]))
-            GET(k->qkv_pre, M * 3 * d);
-        GET(k->heads, M * d);
-        GET(k->lse, M * (uint64_t)dit->cfg.heads);
-        GET(k->proj_pre, M * d);
-        GET(k->mid, M * d);
-        GET(k->fc1_pre, M * 4 * d);
-        GET(k->fc2_pre, M * d);
+        if ((s = place_block(dit, ar, i, B, level, &shared, err)))
+            return s;
     }
     GET(a->dh, M * d);
     GET(a->d1, M * d);
-    GET(a->d4, M * 4 * d);
+    a->d4 = a->f;
     GET(a->dmod, B * 6 * d);
     GET(a->dfmod, B * 2 * d);
     GET(a->dsilu, B * d);
@@ -109,8 +148,8 @@ static void drop_plan(struct dfcl_dit *dit) {
 }
 
 /* Places buffers in a dry arena and runs the layers dry. */
-static dfcl_status size_plan(struct dfcl_dit *dit, struct dfcl_arena *ar, int max_batch, bool training, struct dfcl_plan *plan,
-                             dfcl_error *err) {
+static dfcl_status size_plan(struct dfcl_dit *dit, struct dfcl_arena *ar, int max_batch, enum dfcl_recompute level,
+                             struct dfcl_plan *plan, dfcl_error *err) {
     if (!dit->allocated)
         return dfcl_fail(err, DFCL_ERROR, "model: memory planned before the parameters' was taken");
     if (max_batch < 1 || (int64_t)max_batch * dit->tokens > INT32_MAX / 4)
@@ -118,16 +157,16 @@ static dfcl_status size_plan(struct dfcl_dit *dit, struct dfcl_arena *ar, int ma
                          INT32_MAX / 4 / dit->tokens);
     struct dfcl_ref here = {&dfcl_dry_mem, 0};
     struct dfcl_exec ex = {.dev = dit->dev, .dry = true};
-    dfcl_status s = place_acts(dit, ar, max_batch, training, err);
+    dfcl_status s = place_acts(dit, ar, max_batch, level, err);
     /* A smaller batch may choose another variant with more scratch, so all sizes are tried up to 64, then every eighth of the way. */
     int step = max_batch <= 64 ? 1 : max_batch / 64;
     for (int B = max_batch; B >= 1 && !s; B -= step) {
         struct dit_pass ps = {.ex = &ex, .B = B, .M = B * dit->tokens, .x = here, .out = here, .dom = dit->opt.domains > 1 ? here : DFCL_NO_REF,
-                              .keep = training};
+                              .recompute = level};
         s = dit_forward_layers(dit, &ps, err);
-        if (!s && training) {
+        if (!s && level != DFCL_FORWARD_ONLY) {
             s = dit_backward_layers(dit, &ps, here, err);
-            ps.keep = false; /* the same plan also draws previews */
+            ps.recompute = DFCL_FORWARD_ONLY; /* the same plan also serves forward alone */
             if (!s)
                 s = dit_forward_layers(dit, &ps, err);
         }
@@ -140,22 +179,22 @@ static dfcl_status size_plan(struct dfcl_dit *dit, struct dfcl_arena *ar, int ma
     plan->scratch = ex.scratch_need;
     plan->total = plan->weights + plan->activations + plan->scratch;
     plan->max_batch = max_batch;
-    plan->training = training;
+    plan->recompute = level;
     return DFCL_OK;
 }
 
-dfcl_status dfcl_dit_plan_only(struct dfcl_dit *dit, int max_batch, bool training, struct dfcl_plan *plan, dfcl_error *err) {
+dfcl_status dfcl_dit_plan_only(struct dfcl_dit *dit, int max_batch, enum dfcl_recompute recompute, struct dfcl_plan *plan,
+                               dfcl_error *err) {
     memset(plan, 0, sizeof *plan);
     drop_plan(dit); /* the buffers' refs are rewritten by a dry run */
     struct dfcl_arena ar;
     dfcl_arena_init(&ar, dit->dev, "activations");
-    dfcl_status s = size_plan(dit, &ar, max_batch, training, plan, err);
+    dfcl_status s = size_plan(dit, &ar, max_batch, recompute, plan, err);
     dfcl_arena_finish(&ar);
     return s;
 }
 
-/* The plan as one line, for messages. */
-static void plan_line(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size) {
+void dfcl_plan_line(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size) {
     dfcl_plan_format(plan, dev, buf, size);
     char *to = buf;
     for (const char *c = buf; *c; c++) /* a comma for each line's end, one space for several */
@@ -166,28 +205,28 @@ static void plan_line(const struct dfcl_plan *plan, const struct dfcl_device_inf
     *to = 0;
 }
 
-dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, uint64_t max_memory, struct dfcl_plan *plan,
-                          dfcl_error *err) {
+dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, enum dfcl_recompute recompute, uint64_t max_memory,
+                          struct dfcl_plan *plan, dfcl_error *err) {
     uint64_t key = layout_key(dit);
-    if (dit->plan.max_batch == max_batch && dit->plan.training == training && dit->layout_key == key && dit->max_memory == max_memory) {
+    if (dit->plan.max_batch == max_batch && dit->plan.recompute == recompute && dit->layout_key == key && dit->max_memory == max_memory) {
         if (plan)
             *plan = dit->plan;
         return DFCL_OK;
     }
     drop_plan(dit);
     struct dfcl_plan p;
-    dfcl_status s = size_plan(dit, &dit->acts_arena, max_batch, training, &p, err);
+    dfcl_status s = size_plan(dit, &dit->acts_arena, max_batch, recompute, &p, err);
     uint64_t limit = max_memory ? max_memory : dit->dev->info.memory;
     if (!s && limit && p.total > limit) {
         char text[512];
-        plan_line(&p, &dit->dev->info, text, sizeof text);
+        dfcl_plan_line(&p, &dit->dev->info, text, sizeof text);
         s = dfcl_fail(err, DFCL_NOMEM, "the plan needs %.1f MiB of %.1f MiB: %s; a smaller batch needs less", (double)p.total / 1048576.0,
                       (double)limit / 1048576.0, text);
     }
     if (!s)
         s = dfcl_arena_commit(&dit->acts_arena, err);
     if (!s)
-        s = place_acts(dit, &dit->acts_arena, max_batch, training, err);
+        s = place_acts(dit, &dit->acts_arena, max_batch, recompute, err);
     dit->ex = (struct dfcl_exec){.dev = dit->dev};
     if (!s && p.scratch) {
         struct dfcl_ref dry;
@@ -198,9 +237,9 @@ dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, bool training, ui
         drop_plan(dit);
         return s;
     }
-    if (!training) { /* the trainer shows its plan itself, with the optimizer's part */
+    if (recompute == DFCL_FORWARD_ONLY) { /* the trainer shows its plan itself, with the optimizer's part */
         char text[512];
-        plan_line(&p, &dit->dev->info, text, sizeof text);
+        dfcl_plan_line(&p, &dit->dev->info, text, sizeof text);
         dfcl_log(dit->dev->ctx, DFCL_LOG_INFO, "memory plan: %s", text);
     }
     dit->plan = p;
@@ -221,9 +260,10 @@ dfcl_status dfcl_dit_walk(struct dfcl_dit *dit, int B, void (*note)(void *user, 
         return dfcl_fail(err, DFCL_ERROR, "model: a batch of %d, planned for %d", B, dit->plan.max_batch);
     struct dfcl_ref here = {&dfcl_dry_mem, 0};
     struct dfcl_exec ex = {.dev = dit->dev, .dry = true, .note = note, .note_user = user};
-    struct dit_pass ps = {.ex = &ex, .B = B, .M = B * dit->tokens, .x = here, .out = here, .dom = DFCL_NO_REF, .keep = dit->plan.training};
+    struct dit_pass ps = {.ex = &ex, .B = B, .M = B * dit->tokens, .x = here, .out = here, .dom = DFCL_NO_REF,
+                          .recompute = dit->plan.recompute};
     dfcl_status s = dit_forward_layers(dit, &ps, err);
-    return s || !dit->plan.training ? s : dit_backward_layers(dit, &ps, here, err);
+    return s || !dit->plan.recompute ? s : dit_backward_layers(dit, &ps, here, err);
 }
 
 void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_info *dev, char *buf, size_t size) {
@@ -233,8 +273,8 @@ void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_inf
     dfcl_append(buf, size, "weights      %9.1f MiB\n", (double)plan->weights / mib);
     if (plan->mapped)
         dfcl_append(buf, size, "mapped       %9.1f MiB (weights read in place from the file, not in the total)\n", (double)plan->mapped / mib);
-    dfcl_append(buf, size, "activations  %9.1f MiB (batch %d, %s)\n", (double)plan->activations / mib, plan->max_batch,
-                plan->training ? "kept for backward" : "forward only");
+    dfcl_append(buf, size, "activations  %9.1f MiB (batch %d, %s%s)\n", (double)plan->activations / mib, plan->max_batch,
+                plan->recompute ? "recompute " : "forward only", plan->recompute ? dfcl_recompute_name(plan->recompute) : "");
     dfcl_append(buf, size, "scratch      %9.1f MiB\n", (double)plan->scratch / mib);
     dfcl_append(buf, size, "total        %9.1f MiB", (double)plan->total / mib);
     if (dev && dev->memory)
@@ -250,7 +290,7 @@ dfcl_status dit_check_batch(struct dfcl_dit *dit, int B, const int32_t *rows, co
     if (dit->layout_key != layout_key(dit)) {
         /* gammas or the tap came or went since: the same plan for the new state */
         int passes = dit->ahead.passes, conditions = dit->ahead.conditions;
-        dfcl_status s = dfcl_dit_plan(dit, dit->plan.max_batch, dit->plan.training, dit->max_memory, NULL, err);
+        dfcl_status s = dfcl_dit_plan(dit, dit->plan.max_batch, dit->plan.recompute, dit->max_memory, NULL, err);
         if (!s && passes)
             s = dfcl_dit_reserve_ahead(dit, passes, conditions, err);
         if (s)
@@ -271,7 +311,7 @@ dfcl_status dfcl_dit_forward(struct dfcl_dit *dit, const struct dfcl_dit_batch *
     dfcl_status s = dit_check_batch(dit, b->B, b->rows, b->dom, err);
     if (s)
         return s;
-    if (keep && !dit->plan.training)
+    if (keep && dit->plan.recompute == DFCL_FORWARD_ONLY)
         return dfcl_fail(err, DFCL_ERROR, "model: forward for training under a plan for inference");
     dit->kept = false;
     uint64_t n = (uint64_t)b->B * 4;
@@ -282,7 +322,8 @@ dfcl_status dfcl_dit_forward(struct dfcl_dit *dit, const struct dfcl_dit_batch *
         (mixed && (s = dfcl_write(dit->dev, dit->a.dom, b->dom, n, err))))
         return s;
     struct dit_pass ps = {.ex = &dit->ex, .B = b->B, .M = b->B * dit->tokens, .x = b->x, .out = b->out,
-                          .dom = mixed ? dit->a.dom : DFCL_NO_REF, .keep = keep};
+                          .dom = mixed ? dit->a.dom : DFCL_NO_REF,
+                          .recompute = keep ? dit->plan.recompute : DFCL_FORWARD_ONLY};
     s = dit_forward_layers(dit, &ps, err);
     dit->kept = keep && !s;
     return s;
@@ -294,6 +335,7 @@ dfcl_status dfcl_dit_backward(struct dfcl_dit *dit, const struct dfcl_dit_batch 
     dit->kept = false;
     if (!dit->trained_count)
         return DFCL_OK;
-    struct dit_pass ps = {.ex = &dit->ex, .B = b->B, .M = b->B * dit->tokens, .x = b->x, .out = b->out, .dom = DFCL_NO_REF, .keep = true};
+    struct dit_pass ps = {.ex = &dit->ex, .B = b->B, .M = b->B * dit->tokens, .x = b->x, .out = b->out, .dom = DFCL_NO_REF,
+                          .recompute = dit->plan.recompute};
     return dit_backward_layers(dit, &ps, dout, err);
 }

@@ -103,6 +103,7 @@ dfcl_status dfcl_linear_fwd_host(struct dfcl_device *dev, const void *params, df
             double u = dot(x + (int64_t)m * K, w + (int64_t)n * K, K);
             if (bias)
                 u += bias[d * p->bias.stride + n];
+            u = (float)u; /* what is made again from `pre` has the same bits */
             if (pre)
                 pre[at] = (float)u;
             double v = dfcl_act_ref(p->act, u);

@@ -113,7 +113,8 @@ struct dfcl_act_bwd {
     struct dfcl_ref x, dy, dx;
 };
 
-/* out = res + gate[sample] * gamma_out[dom] * (gamma_in[dom] * v): the unfused form of linear_fwd's last line; out may be res. */
+/* out = res + gate[sample] * gamma_out[dom] * (gamma_in[dom] * v): the unfused form of linear_fwd's y and out, with the same bits from its `pre` (no
+ * activation). res absent: 0. out may be res. */
 struct dfcl_gated_residual {
     struct dfcl_op_head head;
     int M, N, T;

@@ -119,7 +119,7 @@ dfcl_status dfcl_sampler_create(struct dfcl_sampler **out, struct dfcl_dit *dit,
         uint64_t own = ((uint64_t)rows_of(s, s->batch) * 3 + (uint64_t)s->batch * 4) * s->values * 4 + 65536, limit = opt->max_memory;
         if (limit)
             limit = limit > own ? limit - own : 1;
-        st = dfcl_dit_plan(dit, rows_of(s, s->batch), false, limit, &plan, err);
+        st = dfcl_dit_plan(dit, rows_of(s, s->batch), DFCL_FORWARD_ONLY, limit, &plan, err);
         int conditions = rows_of(s, s->batch);
         if (!st)
             st = dfcl_dit_reserve_ahead(dit, opt->solver->steps, opt->conditions ? DFCL_MIN(opt->conditions, conditions) : conditions, err);

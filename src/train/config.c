@@ -54,6 +54,8 @@ static dfcl_status check(struct dfcl_train_config *c, dfcl_error *err) {
     c->cosine = !strcmp(p->lr_schedule, "cosine");
     if (!c->cosine && strcmp(p->lr_schedule, "constant"))
         return dfcl_fail(err, DFCL_USAGE, "lr schedule: expected constant or cosine, found %s", p->lr_schedule);
+    if (strcmp(p->recompute, "auto") && (c->recompute = dfcl_recompute_named(p->recompute)) == DFCL_RECOMPUTE_COUNT)
+        return dfcl_fail(err, DFCL_USAGE, "recompute: expected auto, none, cheap or block, found %s", p->recompute);
     return dfcl_weight_dtype(p->dtype, &c->dtype, err);
 }
 
@@ -73,7 +75,7 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
         return dfcl_fail(err, DFCL_USAGE, "training: expected a base in a file, found a random one in memory");
     dfcl_status s = DFCL_OK;
     const char **strings[] = {&p->model.path, &p->model.which, &p->data, &p->run_dir, &p->method, &p->gamma_sites,
-                              &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype};
+                              &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype, &p->recompute};
     _Static_assert(DFCL_COUNT(strings) <= DFCL_COUNT(c->owned), "room for every string");
     for (size_t i = 0; i < DFCL_COUNT(strings); i++)
         *strings[i] = keep(c, *strings[i], err, &s);
@@ -87,6 +89,8 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
         p->lr_schedule = "constant";
     if (!p->dtype)
         p->dtype = "f32";
+    if (!p->recompute)
+        p->recompute = "auto";
 #define DEFAULT(field, value) p->field = p->field == 0 ? (value) : p->field
     DEFAULT(steps, 400);
     DEFAULT(batch, 32);
@@ -180,7 +184,7 @@ static void add_settings(cJSON *o, const struct dfcl_train_config *c, const stru
 }
 
 dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const struct dfcl_model *model, const struct dfcl_dataset *data,
-                                   int micro_batch, cJSON **out, dfcl_error *err) {
+                                   int micro_batch, const char *recompute, cJSON **out, dfcl_error *err) {
     const struct dfcl_train_params *p = &c->p;
     const struct dfcl_model_shape *m = &model->shape;
     const struct dfcl_device_info *d = &model->dev->info;
@@ -206,6 +210,7 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
     bool ok = names != NULL;
     for (int i = 0; ok && i < dfcl_dataset_classes(data); i++)
         ok = cJSON_AddItemToArray(names, cJSON_CreateString(dfcl_dataset_class_names(data)[i]));
+    cJSON_AddStringToObject(root, "recompute", recompute); /* decides no number: a run may go on with another */
     cJSON_AddNumberToObject(root, "steps", (double)p->steps);
     cJSON_AddNumberToObject(root, "checkpoint_every", (double)p->checkpoint_every);
     cJSON_AddNumberToObject(root, "sample_every", (double)p->sample_every);

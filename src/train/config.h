@@ -6,6 +6,7 @@
 
 #include "base/base.h"
 #include "base/dtype.h"
+#include "models/dit.h"
 #include "train/run_dir.h"
 
 #include <difffit-cl/train.h>
@@ -20,6 +21,7 @@ struct dfcl_train_config {
     int owned_count;
     bool cosine;
     enum dfcl_dtype dtype;
+    enum dfcl_recompute recompute; /* DFCL_FORWARD_ONLY: to be chosen */
 };
 /* DFCL_USAGE for values out of range; every message names the parameter, what was expected and what was found. */
 dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_context *ctx, const struct dfcl_train_params *params,
@@ -31,7 +33,7 @@ double dfcl_train_config_lr(const struct dfcl_train_config *c, int64_t step);
 
 /* config.json: "settings" holds all that decides the numbers of the run, the rest is for the reader. Freed with cJSON_Delete. */
 dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const struct dfcl_model *model, const struct dfcl_dataset *data,
-                                   int micro_batch, cJSON **out, dfcl_error *err);
+                                   int micro_batch, const char *recompute, cJSON **out, dfcl_error *err);
 /* DFCL_USAGE naming the first setting that differs between the run's config (from its file at `path`) and now. */
 dfcl_status dfcl_train_config_same(const cJSON *saved, const cJSON *now, const char *path, dfcl_error *err);
 /* settings.micro_batch of a saved config; 0 if it has none. */

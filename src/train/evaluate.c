@@ -122,7 +122,7 @@ dfcl_status dfcl_evaluate_loss(dfcl_model *model, int domain, const struct dfcl_
     struct dfcl_plan plan;
     e.host = dfcl_calloc(ctx, (size_t)e.each * 2 * PASS, sizeof *e.host, err);
     e.losses = dfcl_calloc(ctx, (size_t)pairs * 2, sizeof *e.losses, err);
-    s = e.host && e.losses ? dfcl_dit_plan(dfcl_model_dit(model), PASS, false, 0, &plan, err) : DFCL_NOMEM;
+    s = e.host && e.losses ? dfcl_dit_plan(dfcl_model_dit(model), PASS, DFCL_FORWARD_ONLY, 0, &plan, err) : DFCL_NOMEM;
     if (!s)
         s = take(&e, &sched, err);
     for (int i = 0; i < pairs && !s; i += PASS)

@@ -5,6 +5,7 @@
 
 #include "base/philox.h"
 #include "diffusion/schedule.h"
+#include "train/pass_size.h"
 
 /* Places in the stepper's own arena. */
 struct buffers {
@@ -27,6 +28,7 @@ struct dfcl_stepper {
     struct buffers b;
     struct dfcl_plan plan;
     int batch, micro, timesteps;
+    enum dfcl_recompute recompute;
     int n; /* values of one picture */
     uint64_t room; /* bytes that the model may plan with; 0: unknown */
     int64_t count;
@@ -158,28 +160,50 @@ static dfcl_status dry_run(struct dfcl_stepper *st, int micro, uint64_t *bytes, 
  * 0.94 in passes of 32, with 366 and 110 MiB. A GPU takes whatever fits. */
 #define CPU_ROWS 2048
 
-static int largest_pass(const struct dfcl_stepper *st) {
+
+/* Rows below which a device is no longer busy: there, running blocks again costs less than making passes smaller. The processor's figure is that of the
+ * products in docs/performance.md; the other one is a guess. */
+#define CPU_BUSY_ROWS 256
+#define BUSY_ROWS 1024
+
+static struct dfcl_pass_limits limits_of(const struct dfcl_stepper *st, uint64_t room) {
     const struct dfcl_dit_config *cfg = dfcl_dit_get_config(st->dit);
     int tokens = (cfg->input / cfg->patch) * (cfg->input / cfg->patch);
-    return st->dev->info.type == DFCL_DEVICE_CPU ? DFCL_MAX(CPU_ROWS / tokens, 1) : st->batch;
+    bool cpu = st->dev->info.type == DFCL_DEVICE_CPU;
+    return (struct dfcl_pass_limits){.batch = st->batch, .most = cpu ? DFCL_MAX(CPU_ROWS / tokens, 1) : st->batch,
+                                     .full = ((cpu ? CPU_BUSY_ROWS : BUSY_ROWS) + tokens - 1) / tokens, .room = room};
 }
 
-static dfcl_status choose_micro(struct dfcl_stepper *st, int asked, uint64_t max_memory, uint64_t *own, dfcl_error *err) {
-    uint64_t room = max_memory ? max_memory : st->dev->info.memory;
-    const int most = largest_pass(st);
-    dfcl_status s = DFCL_OK;
-    for (int d = 1; d <= st->batch; d++) {
-        int micro = asked ? asked : st->batch / d;
-        if (!asked && (st->batch % d || micro > most))
-            continue;
-        st->micro = micro;
-        s = dry_run(st, micro, own, err);
-        if (!s)
-            s = dfcl_dit_plan_only(st->dit, micro, true, &st->plan, err);
-        if (s || asked || !room || st->plan.total + *own <= room)
-            return s;
+/* Leaves the setting's plan in st->plan. */
+static dfcl_status price(void *user, struct dfcl_pass_size size, uint64_t *need, dfcl_error *err) {
+    struct dfcl_stepper *st = user;
+    uint64_t own;
+    dfcl_status s = dry_run(st, size.micro, &own, err);
+    if (!s)
+        s = dfcl_dit_plan_only(st->dit, size.micro, size.recompute, &st->plan, err);
+    *need = st->plan.total + own;
+    return s;
+}
+
+static dfcl_status choose_passes(struct dfcl_stepper *st, const struct dfcl_stepper_options *opt, uint64_t room, uint64_t *need,
+                                 dfcl_error *err) {
+    struct dfcl_pass_limits lim = limits_of(st, room);
+    struct dfcl_pass_size size;
+    char advice[128], plan[512];
+    dfcl_status s = dfcl_pass_choose(&lim, (struct dfcl_pass_size){opt->micro, opt->recompute}, price, st, &size, advice, sizeof advice, err);
+    if (s)
+        return s;
+    if ((s = price(st, size, need, err))) { /* no plan to show: one of its tensors is too large */
+        dfcl_error_prefix(err, "training in passes of %d (%s)", size.micro, advice);
+        return s;
     }
-    return s; /* one sample does not fit: dfcl_dit_plan says so, with the numbers */
+    st->micro = size.micro;
+    st->recompute = size.recompute;
+    if (!*advice)
+        return DFCL_OK;
+    dfcl_plan_line(&st->plan, &st->dev->info, plan, sizeof plan);
+    return dfcl_fail(err, DFCL_NOMEM, "training in passes of %d needs %.1f MiB of %.1f MiB: %s; optimizer and batch %.1f MiB; %s", size.micro,
+                     (double)*need / 1048576.0, (double)room / 1048576.0, plan, (double)(*need - st->plan.total) / 1048576.0, advice);
 }
 
 static dfcl_status write_table(struct dfcl_stepper *st, const float *table, dfcl_error *err) {
@@ -211,7 +235,8 @@ dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit,
         return DFCL_NOMEM;
     const struct dfcl_dit_config *cfg = dfcl_dit_get_config(dit);
     dfcl_status s = DFCL_OK;
-    uint64_t own = 0;
+    const uint64_t room = opt->max_memory ? opt->max_memory : dev->info.memory;
+    uint64_t need = 0;
     st->ctx = dev->ctx;
     st->dev = dev;
     st->dit = dit;
@@ -225,18 +250,11 @@ dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit,
         s = dfcl_fail(err, DFCL_USAGE, "nothing to train: the method selects no parameter of this model");
         goto out;
     }
-    s = choose_micro(st, opt->micro, opt->max_memory, &own, err);
-    if (s)
+    if ((s = choose_passes(st, opt, room, &need, err)))
         goto out;
-    if (opt->max_memory || dev->info.memory) {
-        uint64_t room = opt->max_memory ? opt->max_memory : dev->info.memory;
-        st->room = room > own ? room - own : 1;
-    }
-    s = dfcl_stepper_replan(st, err);
-    if (s) {
-        dfcl_error_prefix(err, "training in passes of %d, %.1f MiB for optimizer and batch", st->micro, (double)own / 1048576.0);
+    st->room = room ? room - (need - st->plan.total) : 0;
+    if ((s = dfcl_stepper_replan(st, err)))
         goto out;
-    }
     s = dfcl_arena_commit(&st->arena, err);
     if (!s)
         s = place(st, st->micro, err);
@@ -266,7 +284,7 @@ out:
 }
 
 dfcl_status dfcl_stepper_replan(struct dfcl_stepper *st, dfcl_error *err) {
-    return dfcl_dit_plan(st->dit, st->micro, true, st->room, &st->plan, err);
+    return dfcl_dit_plan(st->dit, st->micro, st->recompute, st->room, &st->plan, err);
 }
 
 void dfcl_stepper_destroy(struct dfcl_stepper **stp) {

@@ -12,14 +12,16 @@ struct dfcl_stepper;
 
 struct dfcl_stepper_options {
     int batch;           /* samples per step */
-    int micro;           /* samples per pass, divides batch; 0: the largest that fits; on a processor no more than 2048 rows of tokens */
+    int micro;           /* samples per pass, divides batch; 0: chosen (train/pass_size.h), on a processor at most 2048 rows of tokens */
+    enum dfcl_recompute recompute; /* what backward runs again; DFCL_FORWARD_ONLY: chosen, the lowest level that fits */
     uint64_t max_memory; /* bytes on the device for everything, weights included; 0: the device's memory */
     const float *table;  /* [timesteps][DFCL_TAB_COUNT], copied to the device; NULL: the 1000 steps of training */
     int timesteps;
 };
 
 /* Plans the model for training, takes memory for the optimizer, the moving average (which starts at the current values) and one pass. The
- * model must have its values and at least one trained parameter. DFCL_NOMEM with the plan in the message when not even one sample a pass fits.
+ * model must have its values and at least one trained parameter. DFCL_NOMEM when what was asked does not fit, or nothing does: the message has the
+ * plan and what would fit.
  * The model outlives the stepper. */
 dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit, const struct dfcl_stepper_options *opt,
                                 dfcl_error *err);

@@ -73,7 +73,8 @@ static dfcl_status open_model(dfcl_trainer *t, dfcl_error *err) {
 }
 
 static dfcl_status open_stepper(dfcl_trainer *t, int micro, dfcl_error *err) {
-    struct dfcl_stepper_options o = {.batch = t->cfg.p.batch, .micro = micro, .max_memory = t->cfg.p.max_memory};
+    struct dfcl_stepper_options o = {.batch = t->cfg.p.batch, .micro = micro, .recompute = t->cfg.recompute,
+                                     .max_memory = t->cfg.p.max_memory};
     return dfcl_stepper_create(&t->st, dfcl_model_dit(t->model), &o, err);
 }
 
@@ -108,6 +109,11 @@ static dfcl_status find_checkpoint(dfcl_trainer *t, char **dir, dfcl_error *err)
     return s;
 }
 
+static const char *recompute_of(const dfcl_trainer *t) {
+    uint64_t own;
+    return dfcl_recompute_name(dfcl_stepper_plan(t->st, &own)->recompute);
+}
+
 /* Everything that needs both the run's past and the present: settings compared, micro-batch taken over, state and tensors read. */
 static dfcl_status open_run(dfcl_trainer *t, dfcl_error *err) {
     char *dir = NULL, *config = NULL;
@@ -130,7 +136,7 @@ static dfcl_status open_run(dfcl_trainer *t, dfcl_error *err) {
     if (!s)
         s = open_stepper(t, micro, err);
     if (!s)
-        s = dfcl_train_config_json(&t->cfg, t->model, t->data, dfcl_stepper_micro(t->st), &mine, err);
+        s = dfcl_train_config_json(&t->cfg, t->model, t->data, dfcl_stepper_micro(t->st), recompute_of(t), &mine, err);
     if (!s)
         s = dfcl_checkpoint_layout(dfcl_model_dit(t->model), t->layout, err);
     if (!s && dir)
@@ -164,6 +170,7 @@ static void describe(dfcl_trainer *t) {
                                              .images = dfcl_dataset_count(t->data),
                                              .planned_bytes = plan->total + own,
                                              .micro_batch = dfcl_stepper_micro(t->st),
+                                             .recompute = recompute_of(t),
                                              .start_step = t->state.step};
 }
 

@@ -94,7 +94,7 @@ static dfcl_status open_forward(struct dfcl_bench *b, dfcl_error *err) {
     if (!s)
         s = make_inputs(b, err);
     if (!s)
-        s = dfcl_dit_plan(dfcl_model_dit(b->model), b->p.batch, false, b->p.max_memory, &plan, err);
+        s = dfcl_dit_plan(dfcl_model_dit(b->model), b->p.batch, DFCL_FORWARD_ONLY, b->p.max_memory, &plan, err);
     return s ? s : dfcl_mem_create(b->dev, 3 * (uint64_t)b->p.batch * b->n * sizeof(float) + 256, "samples", &b->mem, err);
 }
 

@@ -39,7 +39,7 @@ static dfcl_status run(dfcl_model *m, int domain, int B, const float *x, uint64_
         s = dfcl_model_row(m, domain, (int)y[i], &rows[i], err);
     }
     if (!s)
-        s = dfcl_dit_plan(dit, B, false, 0, &plan, err);
+        s = dfcl_dit_plan(dit, B, DFCL_FORWARD_ONLY, 0, &plan, err);
     if (!s)
         s = dfcl_mem_create(dev, 3 * n + 256, "samples", &mem, err);
     if (s)

@@ -286,6 +286,11 @@ def test_out_of_memory():
     base, images = make_base("mbase.safetensors"), make_images("mimages")
     out, err = run("train", "--device", "host", "--model", base, "--data", images, "--out", path("oom"), "--max-memory", "1K", code=4)
     assert "weights" in err and "activations" in err, err
+    assert "recompute block" in err and "no setting needs less than" in err, err
+    fails(2, "train", "--device", "host", "--model", base, "--data", images, "--out", path("oom"), "--recompute", "all", says="auto, none, cheap or block")
+    _, err = run("train", "--device", "host", "--model", base, "--data", images, "--out", path("rc"), "--steps", 1, "--batch", 4, "--recompute", "block",
+                 "--verbose")
+    assert "recompute block" in err, err
 
 
 def test_unwritable():

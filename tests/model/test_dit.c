@@ -136,7 +136,7 @@ static void forward_case(bool gammas, bool training) {
     struct io io;
     io_init(&io, 3, x, t, y);
     dfcl_dit_set_tap(dit, on_tap, &tp);
-    ok(dfcl_dit_plan(dit, 4, training, 0, NULL, &err), &err);
+    ok(dfcl_dit_plan(dit, 4, training ? DFCL_RECOMPUTE_NONE : DFCL_FORWARD_ONLY, 0, NULL, &err), &err);
     ok(dfcl_dit_forward(dit, &io.b, training, &err), &err);
     float *got = read_out(&io);
     check("out", got, want, n, 1e-5);
@@ -164,12 +164,12 @@ static void test_forward_gamma(void **state) {
 
 /* ---- gradients ---- */
 
-static float *gradients(struct dfcl_dit *dit, struct dfcl_st *st, int batches) {
+static float *gradients(struct dfcl_dit *dit, struct dfcl_st *st, int batches, enum dfcl_recompute level) {
     dfcl_error err = {0};
     struct dfcl_st *data = golden_open("train_data.safetensors");
     float *x = golden_need(st, "step1.x_t", NULL), *dout = golden_need(st, "step1.grad_model_out", NULL);
     float *t = golden_need(data, "t", NULL), *y = golden_need(data, "y_eff", NULL);
-    ok(dfcl_dit_plan(dit, 4, true, 0, NULL, &err), &err);
+    ok(dfcl_dit_plan(dit, 4, level, 0, NULL, &err), &err);
     int B = 4 / batches;
     for (int k = 0; k < batches; k++) {
         struct io io;
@@ -209,7 +209,7 @@ static void check_grad(const char *name, const float *got, const float *want, si
 static void gradient_case(const char *file, const char *inputs, enum roles roles, bool gammas, bool random_gammas, int batches) {
     struct dfcl_st *st = golden_open(file), *in = golden_open(inputs);
     struct dfcl_dit *dit = load(roles, gammas, random_gammas, 1);
-    float *g = gradients(dit, in, batches);
+    float *g = gradients(dit, in, batches, DFCL_RECOMPUTE_NONE);
     int n, checked = 0;
     double norm = 0, worst = 0;
     struct dfcl_param *p = dfcl_dit_params(dit, &n);
@@ -269,7 +269,7 @@ static void test_gradients_full(void **state) {
 static void test_partial(void **state) {
     struct dfcl_st *st = golden_open("train_difffit_g.safetensors");
     struct dfcl_dit *all = load(DIFFFIT, true, true, 1), *some = load(UPPER_GAMMAS, true, true, 1);
-    float *ga = gradients(all, st, 1), *gs = gradients(some, st, 1);
+    float *ga = gradients(all, st, 1, DFCL_RECOMPUTE_NONE), *gs = gradients(some, st, 1, DFCL_RECOMPUTE_NONE);
     int n, seen = 0;
     struct dfcl_param *p = dfcl_dit_params(some, &n);
     for (int i = 0; i < n; i++)
@@ -300,7 +300,7 @@ static void test_domains(void **state) {
     set_from(dit, "dit/gamma_random.safetensors", true, 1, 1);
     struct io io;
     io_init(&io, 3, x, t, y);
-    ok(dfcl_dit_plan(dit, 3, false, 0, NULL, &err), &err);
+    ok(dfcl_dit_plan(dit, 3, DFCL_FORWARD_ONLY, 0, NULL, &err), &err);
     int32_t dom[3] = {0, 1, 2};
     io.b.dom = dom;
     ok(dfcl_dit_forward(dit, &io.b, false, &err), &err);
@@ -341,10 +341,10 @@ static void test_ahead(void **state) {
     struct dfcl_plan plan;
     int32_t *const domains[] = {NULL, dom};
     for (int k = 0; k < 4; k++) { /* the second time in slices, under a limit that leaves little */
-        ok(dfcl_dit_plan(dit, B, false, 0, &plan, &err), &err);
+        ok(dfcl_dit_plan(dit, B, DFCL_FORWARD_ONLY, 0, &plan, &err), &err);
         uint64_t before = dfcl_device_memory_used(dev), limit = plan.total + 500000;
         if (k >= 2)
-            ok(dfcl_dit_plan(dit, B, false, limit, NULL, &err), &err);
+            ok(dfcl_dit_plan(dit, B, DFCL_FORWARD_ONLY, limit, NULL, &err), &err);
         ok(dfcl_dit_reserve_ahead(dit, PASSES, 4, &err), &err);
         if (k >= 2)
             assert_true(dfcl_device_memory_used(dev) <= before + 500000);
@@ -375,11 +375,11 @@ static void test_ahead(void **state) {
     float again[B] = {1, 2, 3, 4, 5};
     for (int i = 0; i < B; i++)
         io.rows[i] = (int32_t)again[i];
-    ok(dfcl_dit_plan(dit, B, false, plan.total + 500000, NULL, &err), &err);
+    ok(dfcl_dit_plan(dit, B, DFCL_FORWARD_ONLY, plan.total + 500000, NULL, &err), &err);
     ok(dfcl_dit_reserve_ahead(dit, 1, 4, &err), &err);
     assert_int_equal(dfcl_dit_ahead(dit, t, 1, B, io.rows, NULL, &done, &err), DFCL_ERROR);
     assert_int_equal(dfcl_dit_forward_ahead(dit, 0, B, io.b.x, io.b.out, &err), DFCL_ERROR);
-    ok(dfcl_dit_plan(dit, B, false, plan.total, NULL, &err), &err);
+    ok(dfcl_dit_plan(dit, B, DFCL_FORWARD_ONLY, plan.total, NULL, &err), &err);
     assert_int_equal(dfcl_dit_reserve_ahead(dit, 1, 4, &err), DFCL_NOMEM);
     free(x3);
     io_finish(&io);
@@ -414,20 +414,60 @@ static void test_values(void **state) {
     dfcl_st_close(&st);
 }
 
+/* What is run again has the bits of what was kept: one pass, and two passes that add up. */
+static void recompute(void) {
+    const enum roles roles[] = {DIFFFIT, BITFIT, FULL, UPPER_GAMMAS};
+    struct dfcl_st *st = golden_open("train_difffit_g.safetensors");
+    for (size_t r = 0; r < DFCL_COUNT(roles); r++)
+        for (int batches = 1; batches <= 2; batches++) {
+            float *want = NULL;
+            for (enum dfcl_recompute level = DFCL_RECOMPUTE_NONE; level < DFCL_RECOMPUTE_COUNT; level++) {
+                bool gammas = roles[r] != BITFIT;
+                struct dfcl_dit *dit = load(roles[r], gammas, gammas, 1);
+                size_t bytes = (size_t)dfcl_dit_trained(dit, NULL, NULL) * 4;
+                float *got = gradients(dit, st, batches, level);
+                if (want)
+                    assert_memory_equal(got, want, bytes);
+                else
+                    want = got;
+                if (got != want)
+                    free(got);
+                dfcl_dit_destroy(&dit);
+            }
+            free(want);
+        }
+    dfcl_st_close(&st);
+}
+
+static void test_recompute(void **state) {
+    dfcl_error err = {0};
+    recompute();
+    ok(dfcl_device_set_variants(dev, "-cpu", &err), &err);
+    recompute();
+    ok(dfcl_device_set_variants(dev, getenv("DFCL_TEST_VARIANTS"), &err), &err);
+}
+
 static void test_plan(void **state) {
     dfcl_error err = {0};
     struct dfcl_dit *dit = load(DIFFFIT, true, false, 1);
     struct dfcl_plan small, large, infer;
-    ok(dfcl_dit_plan_only(dit, 1, true, &small, &err), &err);
-    ok(dfcl_dit_plan_only(dit, 8, true, &large, &err), &err);
-    ok(dfcl_dit_plan_only(dit, 8, false, &infer, &err), &err);
+    ok(dfcl_dit_plan_only(dit, 1, DFCL_RECOMPUTE_NONE, &small, &err), &err);
+    ok(dfcl_dit_plan_only(dit, 8, DFCL_RECOMPUTE_NONE, &large, &err), &err);
+    ok(dfcl_dit_plan_only(dit, 8, DFCL_FORWARD_ONLY, &infer, &err), &err);
     assert_true(small.activations < large.activations && infer.activations < large.activations);
     assert_true(large.total == large.weights + large.activations + large.scratch);
+    struct dfcl_plan cheap, block;
+    ok(dfcl_dit_plan_only(dit, 8, DFCL_RECOMPUTE_CHEAP, &cheap, &err), &err);
+    ok(dfcl_dit_plan_only(dit, 8, DFCL_RECOMPUTE_BLOCK, &block, &err), &err);
+    assert_true(infer.total < block.total && block.total < cheap.total && cheap.total < large.total);
+    char text[512];
+    dfcl_plan_line(&block, NULL, text, sizeof text);
+    assert_non_null(strstr(text, "recompute block"));
     uint64_t before = dfcl_device_memory_used(dev);
-    assert_int_equal(dfcl_dit_plan(dit, 8, true, large.total - 1, NULL, &err), DFCL_NOMEM);
+    assert_int_equal(dfcl_dit_plan(dit, 8, DFCL_RECOMPUTE_NONE, large.total - 1, NULL, &err), DFCL_NOMEM);
     assert_non_null(strstr(err.msg, "activations"));
     assert_true(dfcl_device_memory_used(dev) == before);
-    ok(dfcl_dit_plan(dit, 8, true, large.total, NULL, &err), &err);
+    ok(dfcl_dit_plan(dit, 8, DFCL_RECOMPUTE_NONE, large.total, NULL, &err), &err);
     assert_true(dfcl_device_memory_used(dev) - before >= large.activations);
     dfcl_dit_destroy(&dit);
 }
@@ -512,10 +552,21 @@ static void test_shapes(void **state) {
         ok(dfcl_write(dev, (struct dfcl_ref){mx, 0}, x, img * 8, &err), &err);
         ok(dfcl_write(dev, (struct dfcl_ref){md, 0}, w, img * 16, &err), &err);
         struct dfcl_dit_batch b = {.B = 2, .t = (float[]){3, 870.5f}, .rows = (int32_t[]){0, c->classes}, .x = {mx, 0}, .out = {mo, 0}};
-        ok(dfcl_dit_plan(dit, 2, true, 0, NULL, &err), &err);
+        ok(dfcl_dit_plan(dit, 2, DFCL_RECOMPUTE_NONE, 0, NULL, &err), &err);
         ok(dfcl_dit_forward(dit, &b, true, &err), &err);
         ok(dfcl_dit_backward(dit, &b, (struct dfcl_ref){md, 0}, &err), &err);
         ok(dfcl_read(dev, grad, G, (uint64_t)total * 4, &err), &err);
+        for (enum dfcl_recompute level = DFCL_RECOMPUTE_CHEAP; level < DFCL_RECOMPUTE_COUNT; level++) {
+            float *again = calloc((size_t)total, 4);
+            assert_non_null(again);
+            ok(dfcl_fill(dev, G, 0, (uint64_t)total * 4, &err), &err);
+            ok(dfcl_dit_plan(dit, 2, level, 0, NULL, &err), &err);
+            ok(dfcl_dit_forward(dit, &b, true, &err), &err);
+            ok(dfcl_dit_backward(dit, &b, (struct dfcl_ref){md, 0}, &err), &err);
+            ok(dfcl_read(dev, again, G, (uint64_t)total * 4, &err), &err);
+            assert_memory_equal(again, grad, (size_t)total * 4);
+            free(again);
+        }
         /* one direction per parameter: central difference along the gradient against its squared norm */
         for (int i = 0; i < n; i++) {
             double norm = 0;
@@ -558,7 +609,7 @@ int main(void) {
         cmocka_unit_test(test_forward_gamma),    cmocka_unit_test(test_gradients_difffit), cmocka_unit_test(test_gradients_bitfit),
         cmocka_unit_test(test_gradients_full),   cmocka_unit_test(test_partial),          cmocka_unit_test(test_domains),
         cmocka_unit_test(test_values),           cmocka_unit_test(test_plan),             cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_ahead),
+        cmocka_unit_test(test_ahead),            cmocka_unit_test(test_recompute),
     };
     open_device();
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

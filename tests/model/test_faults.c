@@ -29,12 +29,12 @@ static dfcl_status work(dfcl_error *err) {
     int domain;
     dfcl_status s;
     if ((s = dfcl_model_init(ctx, &ip, base_path, err)) || (s = dfcl_method_open(&m, dev, &mp, &mc, err)) ||
-        (s = dfcl_dit_plan(dfcl_model_dit(m), 2, true, 0, NULL, err)) || (s = dfcl_delta_save(m, delta_path, DFCL_NO_REF, "{}", err)) ||
+        (s = dfcl_dit_plan(dfcl_model_dit(m), 2, DFCL_RECOMPUTE_NONE, 0, NULL, err)) || (s = dfcl_delta_save(m, delta_path, DFCL_NO_REF, "{}", err)) ||
         (s = dfcl_delta_restore(m, delta_path, err)))
         goto out;
     dfcl_model_close(&m);
     if ((s = dfcl_model_open(&m, dev, &mp, err)) || (s = dfcl_model_load_delta(m, delta_path, 0.5f, 0, &domain, err)) ||
-        (s = dfcl_dit_plan(dfcl_model_dit(m), 2, false, 0, NULL, err)) ||
+        (s = dfcl_dit_plan(dfcl_model_dit(m), 2, DFCL_FORWARD_ONLY, 0, NULL, err)) ||
         (s = dfcl_model_merge(ctx, &mp, delta_path, 0, merged_path, err)))
         goto out;
     s = dfcl_describe(ctx, delta_path, 0, &text, err);

@@ -43,7 +43,7 @@ static float *forward(dfcl_model *m, int B, const float *x, const float *t, cons
     ok(dfcl_mem_create(dev, (uint64_t)B * img * 8, "out", &mo, &err), &err);
     ok(dfcl_write(dev, (struct dfcl_ref){mx, 0}, x, (uint64_t)B * img * 4, &err), &err);
     struct dfcl_dit_batch b = {.B = B, .t = t, .rows = rows, .dom = dom, .x = {mx, 0}, .out = {mo, 0}};
-    ok(dfcl_dit_plan(dfcl_model_dit(m), B, false, 0, NULL, &err), &err);
+    ok(dfcl_dit_plan(dfcl_model_dit(m), B, DFCL_FORWARD_ONLY, 0, NULL, &err), &err);
     ok(dfcl_dit_forward(dfcl_model_dit(m), &b, false, &err), &err);
     ok(dfcl_read(dev, out, b.out, (uint64_t)B * img * 8, &err), &err);
     dfcl_mem_destroy(dev, &mx);

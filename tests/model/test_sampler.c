@@ -293,8 +293,8 @@ static void usage(void **state) {
     /* memory: batches are halved until they fit; one picture that does not fit is an error */
     opt.batch = 64;
     struct dfcl_plan one, many;
-    assert_int_equal(dfcl_dit_plan_only(dit, 2, false, &one, &err), DFCL_OK);
-    assert_int_equal(dfcl_dit_plan_only(dit, 32, false, &many, &err), DFCL_OK);
+    assert_int_equal(dfcl_dit_plan_only(dit, 2, DFCL_FORWARD_ONLY, &one, &err), DFCL_OK);
+    assert_int_equal(dfcl_dit_plan_only(dit, 32, DFCL_FORWARD_ONLY, &many, &err), DFCL_OK);
     opt.max_memory = many.total + 400000;
     assert_int_equal(dfcl_sampler_create(&sampler, dit, &opt, 64, true, &err), DFCL_OK);
     assert_true(dfcl_sampler_batch(sampler) < 64 && dfcl_sampler_batch(sampler) >= 8);

@@ -272,6 +272,7 @@ static void micro_follows_memory(void **state) {
         dfcl_stepper_destroy(&st);
     }
     opt.micro = 0;
+    opt.recompute = DFCL_RECOMPUTE_NONE;
     for (int micro = 1; micro <= BATCH; micro++) {
         if (BATCH % micro)
             continue;
@@ -284,7 +285,9 @@ static void micro_follows_memory(void **state) {
     opt.max_memory = need[1] - 1;
     assert_int_equal(dfcl_stepper_create(&st, dit, &opt, &e), DFCL_NOMEM);
     assert_non_null(strstr(e.msg, "passes of 1"));
+    assert_non_null(strstr(e.msg, "recompute none"));
     assert_null(st);
+    opt.recompute = DFCL_FORWARD_ONLY;
     opt.micro = 4;
     assert_int_equal(dfcl_stepper_create(&st, dit, &opt, &e), DFCL_USAGE);
     dfcl_dit_destroy(&dit);

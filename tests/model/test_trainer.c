@@ -296,6 +296,68 @@ static void refusals(void **state) {
     assert_int_equal(try_create(&q, &e), DFCL_NOMEM);
 }
 
+/* Plan and level of a run that is opened and closed. */
+static uint64_t planned(const struct dfcl_train_params *p, const char *level) {
+    dfcl_trainer *t;
+    dfcl_error e = {0};
+    if (dfcl_trainer_create(&t, dev, p, &e))
+        fail_msg("%s", e.msg);
+    const struct dfcl_train_summary *s = dfcl_trainer_summary(t);
+    uint64_t bytes = s->planned_bytes;
+    assert_string_equal(s->recompute, level);
+    assert_int_equal(s->micro_batch, 4);
+    assert_non_null(strstr(dfcl_trainer_plan(t), level));
+    dfcl_trainer_destroy(&t);
+    return bytes;
+}
+
+static void recompute_follows_memory(void **state) {
+    (void)state;
+    struct dfcl_train_params p = params("rc-none");
+    dfcl_error e = {0};
+    train(&p, -1);
+    p = params("rc-plan");
+    uint64_t none = planned(&p, "none");
+    p = params("rc-plan-cheap");
+    p.recompute = "cheap";
+    uint64_t cheap = planned(&p, "cheap");
+    p = params("rc-plan-block");
+    p.recompute = "block";
+    uint64_t block = planned(&p, "block");
+    assert_true(block < cheap && cheap < none);
+    /* only running blocks again fits; recorded, and no obstacle to going on without */
+    p = params("rc-block");
+    p.max_memory = block;
+    assert_int_equal(planned(&p, "block"), block);
+    p.resume = "auto";
+    p.checkpoint_every = 3;
+    train(&p, 3);
+    char *text;
+    size_t size;
+    assert_int_equal(dfcl_file_read(ctx, at("rc-block/config.json"), 1 << 20, &text, &size, NULL), DFCL_OK);
+    cJSON *o = cJSON_ParseWithLength(text, size);
+    assert_string_equal(cJSON_GetObjectItem(o, "recompute")->valuestring, "block");
+    cJSON_Delete(o);
+    dfcl_free(ctx, text);
+    p.max_memory = 0;
+    p.recompute = "cheap";
+    train(&p, -1);
+    same_file(at("rc-none/delta.safetensors"), at("rc-block/delta.safetensors"));
+    same_file(at("rc-none/delta-live.safetensors"), at("rc-block/delta-live.safetensors"));
+    /* asked for and too much */
+    p = params("rc-refused");
+    p.max_memory = cheap;
+    p.micro_batch = 4;
+    p.recompute = "none";
+    assert_int_equal(try_create(&p, &e), DFCL_NOMEM);
+    assert_non_null(strstr(e.msg, "passes of 4"));
+    assert_non_null(strstr(e.msg, "recompute none"));
+    assert_non_null(strstr(e.msg, "passes of 4 with recompute cheap would fit"));
+    p.recompute = "all";
+    assert_int_equal(try_create(&p, &e), DFCL_USAGE);
+    assert_non_null(strstr(e.msg, "auto, none, cheap or block"));
+}
+
 static void interrupted(void **state) {
     (void)state;
     struct dfcl_train_params p = params("whole");
@@ -429,7 +491,7 @@ int main(void) {
         cmocka_unit_test(learning_rate), cmocka_unit_test(resume_is_exact), cmocka_unit_test(passes_resume),
         cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted),
         cmocka_unit_test(non_finite),    cmocka_unit_test(previews_leave_no_trace),
-        cmocka_unit_test(final_files),
+        cmocka_unit_test(final_files),   cmocka_unit_test(recompute_follows_memory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

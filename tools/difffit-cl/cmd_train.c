@@ -44,7 +44,8 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--sample-every", CLI_I64, &p.sample_every, "N", "steps between grids of pictures in RUN/samples (never)", 0, 1e9},
         {"--log-every", CLI_I64, &p.log_every, "N", "steps between lines of metrics.jsonl (10)", 1, 1e9},
         {"--resume", CLI_STR, &p.resume, "auto|DIR", "auto: go on from RUN's newest checkpoint if there is one; or a checkpoint", 0, 0},
-        {"--max-memory", CLI_SIZE, &p.max_memory, "SIZE", "device memory to stay within (8G, 800M)", 0, 0},
+        {"--max-memory", CLI_SIZE, &p.max_memory, "SIZE", "device memory to stay within (8G, 800M): passes and --recompute follow", 0, 0},
+        {"--recompute", CLI_STR, &p.recompute, "LEVEL", "what backward runs again instead of keeping it: none, cheap, block; auto (default): least", 0, 0},
         {"--dtype", CLI_STR, &p.dtype, "T", "full: type of the written model: f32 (default), f16, bf16", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
@@ -85,9 +86,9 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         goto out;
     const struct dfcl_train_summary *sum = dfcl_trainer_summary(t);
     if (!c->quiet)
-        fprintf(stderr, "%s: %lld images in %d classes; %lld values trained; batch %d in passes of %d%s\n", dfcl_device_get_info(dev)->name,
-                (long long)sum->images, sum->classes, (long long)sum->trained_values, p.batch ? p.batch : 32, sum->micro_batch,
-                sum->start_step ? "; resumed" : "");
+        fprintf(stderr, "%s: %lld images in %d classes; %lld values trained; batch %d in passes of %d, recompute %s%s\n",
+                dfcl_device_get_info(dev)->name, (long long)sum->images, sum->classes, (long long)sum->trained_values,
+                p.batch ? p.batch : 32, sum->micro_batch, sum->recompute, sum->start_step ? "; resumed" : "");
     if (sum->start_step && !c->quiet)
         fprintf(stderr, "going on after step %lld\n", (long long)sum->start_step);
     if (c->verbose)
