@@ -11,15 +11,17 @@
  * chunk stays in the first-level cache while all rows of the item pass; the unfinished sums wait in private memory too, and the lines of the
  * next block are asked for early. On 256 bits this is worth a factor of 1.7 over panels read in place (whose lines are 48 columns apart).
  *   KIND 0  forward from panels [N/48][K][48]: copied
- *   KIND 7  forward from panels as they lie: with 512 bits, where a tile is as wide as a panel and its 48 columns stream from the second-level
- *           cache, and for few rows, which read a weight once
+ *   KIND 7  forward from panels as they lie: of f32 with 512 bits, where a tile is as wide as a panel and its 48 columns stream from the
+ *           second-level cache, and for few rows, which read a weight once
  *   KIND 1  forward from row-major W: blocks transposed in registers      KIND 2  dx from panels: transposed likewise
  *   KIND 3  dx from row-major W: copied                                   KIND 4  dw: x copied, dy read down its columns
  *   KIND 5  no product: row-major W to panels of the same type
  *   KIND 6  dx from panels as they lie, for few rows or long sums: vectors along n, a horizontal sum at the end
  * So one packed copy serves forward and dx, and a matrix that is being trained needs none.
  *
- * Options: -DKIND, -DDFCL_VW (floats in a vector: 16, 8, 4), -DWTYPE (row-major weight: 0 f32, 1 bf16, 2 f16). */
+ * A weight of 16 bits is expanded when its block is brought, so the tiles see f32; only kinds 6 and 7, which read it once, expand in registers.
+ *
+ * Options: -DKIND, -DDFCL_VW (floats in a vector: 16, 8, 4), -DWTYPE (weight: 0 f32, 1 bf16, 2 f16). */
 #ifndef WTYPE
 #define WTYPE 0
 #endif
@@ -98,16 +100,48 @@ DFCL_FN vf act_grad(int act, vf x) {
 #define FETCH_FAR(p) ((void)(p))
 #endif
 
+/* ---- values of the weight ---- */
+
+#if WTYPE && KIND == 5 /* moved as they are, in the low half of a lane */
+#define WT ushort
+#define LD_W(p) as_vf(LD_BITS(p))
+#define ONE_W(p) as_float((uint)*(p))
+#define ST_W(p, v) ST_BITS(p, v)
+#elif WTYPE == 1
+#define WT ushort
+#define LD_W(p) LD_BF(p)
+#define ONE_W(p) dfcl_bf2f(*(p))
+#elif WTYPE == 2
+#define WT ushort
+#define LD_W(p) LD_HALF(p)
+#define ONE_W(p) dfcl_h2f(*(p))
+#else
+#define WT float
+#define LD_W(p) VLD(p)
+#define ONE_W(p) (*(p))
+#define ST_W(p, v) VST(p, v)
+#endif
+DFCL_FN vf ldw_part(GLOBAL const WT *p, int n) {
+    if (n >= VW)
+        return LD_W(p);
+    float t[VW];
+    for (int i = 0; i < VW; ++i)
+        t[i] = i < n ? ONE_W(p + i) : 0.0f;
+    return VLD(t);
+}
+
 /* ---- the register tile ---- */
 
 #if KIND < 5 || KIND == 7
 #if STAGED
-#define B_SPACE __private
+#define B_PTR __private const float *
+#define LD_B(p) VLD(p)
 #define B_CHUNK(j) ((j) * TB) /* where a chunk begins, where a step ends */
 #define B_STEP CW
 #define B_AHEAD(b) ((void)0)
 #else
-#define B_SPACE GLOBAL
+#define B_PTR GLOBAL const WT *
+#define LD_B(p) LD_W(p)
 #define B_CHUNK(j) (j)
 #define B_STEP PANEL
 #if VW == 16
@@ -130,7 +164,7 @@ DFCL_FN vf act_grad(int act, vf x) {
 
 /* c[MM][V * VW] (rows 48 apart) = (resume ? c : 0) + A B over n steps; rows past `rows` repeat the last one. */
 #define MICRO(NAME, MM, V)                                                                                                              \
-    DFCL_FN void NAME(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const float *b, int n, float *c, int resume) {           \
+    DFCL_FN void NAME(GLOBAL const float *a, dfcl_i64 lda, int rows, B_PTR b, int n, float *c, int resume) {           \
         GLOBAL const float *ar[MM];                                                                                                    \
         vf s[MM][V];                                                                                                                   \
         __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i) {                                                             \
@@ -143,7 +177,7 @@ DFCL_FN vf act_grad(int act, vf x) {
         dfcl_i64 at = 0;                                                                                                               \
         for (int k = 0; k < n; ++k) {                                                                                                  \
             vf bv[V];                                                                                                                  \
-            __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) bv[j] = VLD(b + j * VW);                                    \
+            __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) bv[j] = LD_B(b + j * VW);                                   \
             __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i) {                                                         \
                 vf av = (vf)(ar[i][at]);                                                                                               \
                 __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = dfcl_vfma(av, bv[j], s[i][j]);                  \
@@ -174,7 +208,7 @@ DFCL_FN void want_tile(GLOBAL const float *p, int pitch, int rows) {
 }
 
 /* One chunk of `cols` columns, up to TM rows. Few rows get a tile of their own: a vector times a matrix is bound by memory. */
-DFCL_FN void tile(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const float *b, int n, float *c, int cols, int resume) {
+DFCL_FN void tile(GLOBAL const float *a, dfcl_i64 lda, int rows, B_PTR b, int n, float *c, int cols, int resume) {
     if (cols <= VW)
         micro_v1(a, lda, rows, b, n, c, resume);
     else if (cols <= 2 * VW)
@@ -212,7 +246,7 @@ DFCL_FN void fetch_ahead(struct ahead *f, int count) {
 }
 
 /* All columns and rows of an item for one block of B: a chunk of it stays in the first-level cache while all rows pass. */
-DFCL_FN void strip(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const float *b, int n, float *c, int cols, int resume, struct ahead *next) {
+DFCL_FN void strip(GLOBAL const float *a, dfcl_i64 lda, int rows, B_PTR b, int n, float *c, int cols, int resume, struct ahead *next) {
     int share = next->lines * CW / (cols + CW) * TM / rows + 1; /* of a tile, with a chunk to spare */
     for (int j = 0; j < cols; j += CW)
         for (int m = 0; m < rows; m += TM) {
@@ -225,36 +259,6 @@ DFCL_FN void strip(GLOBAL const float *a, dfcl_i64 lda, int rows, B_SPACE const 
 /* ---- blocks of B from the form at hand: for each chunk of a tile's columns [TB][CW], so that a chunk fits the first-level cache ---- */
 
 #define AT(s, t, j) ((s) + (j) / CW * (TB * CW) + (t) * CW + (j) % CW)
-
-#if KIND == 1 || (KIND >= 3 && KIND <= 5)
-#if WTYPE && KIND == 5 /* moved as they are, in the low half of a lane */
-#define WT ushort
-#define LD_W(p) as_vf(LD_BITS(p))
-#define ONE_W(p) as_float((uint)*(p))
-#define ST_W(p, v) ST_BITS(p, v)
-#elif WTYPE == 1
-#define WT ushort
-#define LD_W(p) LD_BF(p)
-#define ONE_W(p) dfcl_bf2f(*(p))
-#elif WTYPE == 2
-#define WT ushort
-#define LD_W(p) LD_HALF(p)
-#define ONE_W(p) dfcl_h2f(*(p))
-#else
-#define WT float
-#define LD_W(p) VLD(p)
-#define ONE_W(p) (*(p))
-#define ST_W(p, v) VST(p, v)
-#endif
-DFCL_FN vf ldw_part(GLOBAL const WT *p, int n) {
-    if (n >= VW)
-        return LD_W(p);
-    float t[VW];
-    for (int i = 0; i < VW; ++i)
-        t[i] = i < n ? ONE_W(p + i) : 0.0f;
-    return VLD(t);
-}
-#endif
 
 #if KIND == 1 || KIND == 2 || KIND == 5
 /* Transposes a VW x VW block in registers: log2(VW) rounds, each interleaving row i with row i + VW / 2. */
@@ -281,10 +285,10 @@ DFCL_FN void load_transposed(GLOBAL const WT *w, int N, int K, int n0, int k0, v
 
 #if KIND == 0
 /* s[k][j] = panel[t0 + k][j] */
-DFCL_FN void stage(GLOBAL const float *w, int C, int sum, int c0, int cols, int t0, int n, float *s) {
-    GLOBAL const float *panel = w + (dfcl_i64)c0 * sum + (dfcl_i64)t0 * PANEL;
+DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0, int n, float *s) {
+    GLOBAL const WT *panel = w + (dfcl_i64)c0 * sum + (dfcl_i64)t0 * PANEL;
     for (int k = 0; k < n; ++k, panel += PANEL)
-        __attribute__((opencl_unroll_hint)) for (int j = 0; j < PANEL; j += VW) VST(AT(s, k, j), VLD(panel + j));
+        __attribute__((opencl_unroll_hint)) for (int j = 0; j < PANEL; j += VW) VST(AT(s, k, j), LD_W(panel + j));
 }
 #elif KIND == 1
 /* s[k][j] = W[c0 + j][t0 + k] */
@@ -298,14 +302,14 @@ DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0,
 }
 #elif KIND == 2
 /* s[n][j] = panels[(t0 + n) / 48][c0 + j][(t0 + n) % 48]; t0 is a multiple of 48 */
-DFCL_FN void stage(GLOBAL const float *w, int C, int sum, int c0, int cols, int t0, int n, float *s) {
+DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0, int n, float *s) {
     for (int p = 0; p < n; p += PANEL) {
-        GLOBAL const float *panel = w + (dfcl_i64)((t0 + p) / PANEL) * C * PANEL;
+        GLOBAL const WT *panel = w + (dfcl_i64)((t0 + p) / PANEL) * C * PANEL;
         for (int j = 0; j < cols; j += VW)
             for (int k = 0; k < PANEL; k += VW) {
                 vf r[VW];
                 __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i)
-                    r[i] = VLD(panel + (dfcl_i64)min(c0 + j + i, C - 1) * PANEL + k);
+                    r[i] = LD_W(panel + (dfcl_i64)min(c0 + j + i, C - 1) * PANEL + k);
                 transpose(r);
                 __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) VST(AT(s, p + k + i, j), r[i]);
             }
@@ -323,11 +327,7 @@ DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0,
 #endif
 
 #if KIND < 5
-#if KIND == 0 || KIND == 2
-#define WSIZE 4
-#else
 #define WSIZE ((int)sizeof(WT))
-#endif
 /* The lines that stage() will read for the block at t0; past the end of the sum, for the first one of the next item. With 512 bits the
  * blocks are long enough to do without. */
 DFCL_FN struct ahead block_lines(GLOBAL const void *w, int C, int sum, int c0, int cols, int t0) {
@@ -369,9 +369,6 @@ DFCL_FN struct ahead block_lines(GLOBAL const void *w, int C, int sum, int c0, i
 /* ---- forward ---- */
 
 #if KIND == 0 || KIND == 1 || KIND == 7
-#if KIND != 1
-#define WT float
-#endif
 /* What belongs to a row's sample; absent ones are 0. */
 struct vectors {
     GLOBAL const float *bias, *gamma, *gamma_res, *gate;
@@ -453,7 +450,7 @@ linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i
     }
 #else
     struct ahead next = {0, 0, 0, 0, 0};
-    GLOBAL const float *s = w + (dfcl_i64)c0 * K;
+    GLOBAL const WT *s = w + (dfcl_i64)c0 * K;
 #if VW == 16
     float c[TM * PANEL] __attribute__((aligned(64))); /* a tile is as wide as a panel and takes the whole sum */
 #else
@@ -510,9 +507,6 @@ linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i
 /* ---- gradient of the input ---- */
 
 #if KIND == 2 || KIND == 3
-#if KIND == 2
-#define WT float
-#endif
 DFCL_KERNEL(1, 1, 1)
 linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
               GLOBAL float *dx, dfcl_i64 dx_off, int M, int N, int K, int act, int accumulate, int rb) {
@@ -574,7 +568,7 @@ linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_
 #define DM 4
 #define DK (VW == 16 ? 6 : 3)
 DFCL_KERNEL(1, 1, 1)
-linear_dx_dot_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const float *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
+linear_dx_dot_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
                   GLOBAL float *dx, dfcl_i64 dx_off, int M, int N, int K, int act, int accumulate, int rb, int kb) {
     int k1 = min(K, (GRP(0) + 1) * kb), m0 = GRP(1) * rb, m1 = min(M, m0 + rb), whole = N / PANEL;
     dy += dy_off;
@@ -582,7 +576,8 @@ linear_dx_dot_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const float *w
     for (int k = GRP(0) * kb; k < k1; k += DK)
         for (int m = m0; m < m1; m += DM) {
             vf s[DM][DK];
-            GLOBAL const float *a[DM], *b[DK];
+            GLOBAL const float *a[DM];
+            GLOBAL const WT *b[DK];
             __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i) {
                 a[i] = dy + (dfcl_i64)min(m + i, m1 - 1) * N;
                 __attribute__((opencl_unroll_hint)) for (int j = 0; j < DK; ++j) s[i][j] = VS(0.0f);
@@ -591,13 +586,13 @@ linear_dx_dot_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const float *w
             dfcl_i64 at = 0;
             for (int p = 0; p < whole; ++p) {
                 if (m == m0) /* the next columns of this panel */
-                    for (int j = 0; j < DK * PANEL; j += 16)
+                    for (int j = 0; j < DK * PANEL; j += 64 / (int)sizeof(WT))
                         FETCH(b[0] + at + DK * PANEL + j, 0);
                 __attribute__((opencl_unroll_hint)) for (int q = 0; q < PANEL; q += VW) {
                     vf av[DM];
                     __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i) av[i] = VLD(a[i] + p * PANEL + q);
                     __attribute__((opencl_unroll_hint)) for (int j = 0; j < DK; ++j) {
-                        vf bv = VLD(b[j] + at + q);
+                        vf bv = LD_W(b[j] + at + q);
                         __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i) s[i][j] = dfcl_vfma(av[i], bv, s[i][j]);
                     }
                 }
@@ -607,7 +602,7 @@ linear_dx_dot_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const float *w
                 __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i) {
                     vf av = ld_part(a[i] + n, N - n);
                     __attribute__((opencl_unroll_hint)) for (int j = 0; j < DK; ++j)
-                        s[i][j] = dfcl_vfma(av, VLD(b[j] + at + (n - whole * PANEL)), s[i][j]);
+                        s[i][j] = dfcl_vfma(av, LD_W(b[j] + at + (n - whole * PANEL)), s[i][j]);
                 }
             float c[DM * DK];
             __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i)

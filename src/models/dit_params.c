@@ -33,7 +33,7 @@ struct dit_linear *dit_linear_of(struct dfcl_dit *dit, const struct dfcl_param *
 
 /* Packing pays where kernels exist that read the packed form alone, both forward and backward: that is asked of the registry, not guessed. */
 static bool should_pack(struct dfcl_dit *dit) {
-    if (!dit->opt.pack || dit->opt.weights != DFCL_F32 || strcmp(dit->dev->be->name, "opencl") || dit->dev->info.type != DFCL_DEVICE_CPU)
+    if (!dit->opt.pack || strcmp(dit->dev->be->name, "opencl") || dit->dev->info.type != DFCL_DEVICE_CPU)
         return false;
     struct dfcl_ref here = {&dfcl_dry_mem, 0};
     struct dfcl_weight w = {

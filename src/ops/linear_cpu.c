@@ -12,20 +12,10 @@ enum { DOT_ROWS = 24 }; /* dx of up to so many rows goes by dot products */
 
 enum { TILE_ROWS = 8 }; /* a multiple of the register tile's rows, whatever the vectors */
 
-/* Panels of f32 are read as they lie; 16-bit weights are read from rows. */
-static bool reads_panels(const struct dfcl_weight *w) {
-    return w->packed.mem && w->dtype == DFCL_F32;
-}
-
-bool dfcl_supports_linear_cpu(const struct dfcl_device *dev, const struct dfcl_weight *w) {
-    return dfcl_supports_cpu(dev, NULL) && (w->data.mem || reads_panels(w));
-}
-
 static dfcl_status launch(struct dfcl_device *dev, const char *name, enum kind kind, struct dfcl_weight_form w,
                           int64_t gx, int64_t gy, int64_t gz, const struct dfcl_args *a, dfcl_error *err) {
     char options[64];
-    snprintf(options, sizeof options, "%s -DKIND=%d -DWTYPE=%d", dfcl_cpu_options(dev), (int)kind,
-             w.wtype);
+    snprintf(options, sizeof options, "%s -DKIND=%d -DWTYPE=%d", dfcl_cpu_options(dev), (int)kind, w.wtype);
     return dfcl_launch_kernel(dev, "linear_cpu", name, options, gx, gy, gz, a, err);
 }
 
@@ -39,14 +29,14 @@ static int row_block(const struct dfcl_device *dev, int rows, int strips, int le
 }
 
 dfcl_status dfcl_linear_fwd_cpu(struct dfcl_device *dev, const struct dfcl_linear_fwd *p, dfcl_error *err) {
-    bool panels = reads_panels(&p->w);
+    bool panels = p->w.packed.mem != NULL;
     struct dfcl_weight_form w = panels ? dfcl_weight_panels(&p->w) : dfcl_weight_rows(&p->w);
     int strips = (int)dfcl_ceil_div(p->w.N, DFCL_PANEL), rb = row_block(dev, p->M, strips, panels ? 32 : 64);
     struct dfcl_args a = {0};
     dfcl_linear_fwd_args(&a, p, w);
     dfcl_args_i32(&a, rb);
-    /* Where a tile is as wide as a panel, panels are read as they lie; elsewhere only for few rows. */
-    bool direct = panels && (dfcl_cpu_lanes(dev) == 16 || p->M <= FEW_MAX);
+    /* Where a tile is as wide as a panel, panels of f32 are read as they lie; others only for few rows. */
+    bool direct = panels && ((dfcl_cpu_lanes(dev) == 16 && w.wtype == 0) || p->M <= FEW_MAX);
     return launch(dev, "linear_fwd_cpu",
                   direct   ? FWD_DIRECT
                   : panels ? FWD_PANELS
@@ -55,10 +45,9 @@ dfcl_status dfcl_linear_fwd_cpu(struct dfcl_device *dev, const struct dfcl_linea
 }
 
 dfcl_status dfcl_linear_dx_cpu(struct dfcl_device *dev, const struct dfcl_linear_dx *p, dfcl_error *err) {
-    /* Few rows do not pay for bringing blocks into another form. Copying f32 rows is cheaper than transposing panels,
-     * where both are there. */
-    bool dot = reads_panels(&p->w) && p->M <= DOT_ROWS;
-    bool panels = dot || (reads_panels(&p->w) && !p->w.data.mem);
+    /* Few rows do not pay for bringing blocks into another form. Copying rows is cheaper than transposing panels, where
+     * both are there. */
+    bool dot = p->w.packed.mem && p->M <= DOT_ROWS, panels = dot || !p->w.data.mem;
     struct dfcl_weight_form w = panels ? dfcl_weight_panels(&p->w) : dfcl_weight_rows(&p->w);
     int strips = (int)dfcl_ceil_div(p->w.K, DFCL_PANEL), rb = dot ? DOT_ROWS : row_block(dev, p->M, strips, 64);
     struct dfcl_args a = {0};

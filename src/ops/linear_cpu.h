@@ -4,8 +4,6 @@
 
 #include "ops/ops.h"
 
-/* Whether forward and dx read this weight. */
-bool dfcl_supports_linear_cpu(const struct dfcl_device *dev, const struct dfcl_weight *w);
 dfcl_status dfcl_linear_fwd_cpu(struct dfcl_device *dev, const struct dfcl_linear_fwd *p, dfcl_error *err);
 dfcl_status dfcl_linear_dx_cpu(struct dfcl_device *dev, const struct dfcl_linear_dx *p, dfcl_error *err);
 uint64_t dfcl_linear_dw_cpu_scratch(const struct dfcl_device *dev, const struct dfcl_linear_dw *p);

@@ -18,10 +18,6 @@ static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_dx_host(dev, params, err);
 }
-static bool cpu_supports(const struct dfcl_device *dev, const void *params) {
-    const struct dfcl_linear_dx *p = params;
-    return dfcl_supports_linear_cpu(dev, &p->w);
-}
 static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_dx_cpu(dev, params, err);
@@ -51,7 +47,7 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
 
 /* ---- cases ---- */
 
-enum { ACC = 1, LARGE = 2, ROWS = 4, PANELS = 8, BOTH = ROWS | PANELS };
+enum { ACC = 1, LARGE = 2, ROWS = 4, PANELS = 8, BOTH = ROWS | PANELS, B16 = 16 /* benchmarks: bf16 */ };
 static const struct {
     int M, N, K;
     unsigned flags;
@@ -95,13 +91,22 @@ static const struct {
     unsigned flags;
     enum dfcl_act act;
 } benches[] = {
-    {"qkv", 256, 3456, 1152, BOTH, DFCL_ACT_NONE},          {"proj", 256, 1152, 1152, BOTH, DFCL_ACT_NONE},
-    {"fc1", 256, 4608, 1152, BOTH, DFCL_ACT_NONE},          {"fc2", 256, 1152, 4608, BOTH, DFCL_ACT_GELU_TANH},
-    {"qkv", 1024, 3456, 1152, BOTH, DFCL_ACT_NONE},         {"proj", 1024, 1152, 1152, BOTH, DFCL_ACT_NONE},
-    {"fc1", 1024, 4608, 1152, BOTH, DFCL_ACT_NONE},         {"fc2", 1024, 1152, 4608, BOTH, DFCL_ACT_GELU_TANH},
-    {"adaLN", 8, 6912, 1152, BOTH, DFCL_ACT_NONE},          {"demo qkv", 8192, 384, 128, BOTH, DFCL_ACT_NONE},
-    {"demo fc2", 8192, 128, 512, BOTH, DFCL_ACT_GELU_TANH}, {"rows qkv", 256, 3456, 1152, ROWS, DFCL_ACT_NONE},
+    {"qkv", 256, 3456, 1152, BOTH, DFCL_ACT_NONE},
+    {"proj", 256, 1152, 1152, BOTH, DFCL_ACT_NONE},
+    {"fc1", 256, 4608, 1152, BOTH, DFCL_ACT_NONE},
+    {"fc2", 256, 1152, 4608, BOTH, DFCL_ACT_GELU_TANH},
+    {"qkv", 1024, 3456, 1152, BOTH, DFCL_ACT_NONE},
+    {"proj", 1024, 1152, 1152, BOTH, DFCL_ACT_NONE},
+    {"fc1", 1024, 4608, 1152, BOTH, DFCL_ACT_NONE},
+    {"fc2", 1024, 1152, 4608, BOTH, DFCL_ACT_GELU_TANH},
+    {"adaLN", 8, 6912, 1152, BOTH, DFCL_ACT_NONE},
+    {"demo qkv", 8192, 384, 128, BOTH, DFCL_ACT_NONE},
+    {"demo fc2", 8192, 128, 512, BOTH, DFCL_ACT_GELU_TANH},
+    {"rows qkv", 256, 3456, 1152, ROWS, DFCL_ACT_NONE},
     {"panels qkv", 256, 3456, 1152, PANELS, DFCL_ACT_NONE},
+    {"bf16 qkv", 256, 3456, 1152, PANELS | B16, DFCL_ACT_NONE},
+    {"bf16 fc2", 256, 1152, 4608, PANELS | B16, DFCL_ACT_GELU_TANH},
+    {"bf16 adaLN", 8, 6912, 1152, PANELS | B16, DFCL_ACT_NONE},
 };
 
 static void make_case(struct dfcl_case *c, int index) {
@@ -112,7 +117,7 @@ static void make_case(struct dfcl_case *c, int index) {
     int M = p->M = bench ? benches[i].M : checks[i].M, N = p->w.N = bench ? benches[i].N : checks[i].N;
     int K = p->w.K = bench ? benches[i].K : checks[i].K;
     p->act = bench ? benches[i].act : checks[i].act;
-    p->w.dtype = bench ? DFCL_F32 : checks[i].dtype;
+    p->w.dtype = !bench ? checks[i].dtype : f & B16 ? DFCL_BF16 : DFCL_F32;
     p->accumulate = f & ACC;
     snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d act=%d flags=%x %s", bench ? benches[i].name : "",
              bench ? " " : "", M, N, K, (int)p->act, f, dfcl_dtype_name(p->w.dtype));
@@ -129,13 +134,12 @@ static double flops(const void *params) {
 }
 static double bytes(const void *params) {
     const struct dfcl_linear_dx *p = params;
-    double per_x = 1 + (p->act != DFCL_ACT_NONE) + p->accumulate,
-           w = (double)dfcl_dtype_size(p->w.dtype);
+    double per_x = 1 + (p->act != DFCL_ACT_NONE) + p->accumulate, w = (double)dfcl_dtype_size(p->w.dtype);
     return 4.0 * ((double)p->M * p->w.N + per_x * p->M * p->w.K) + w * p->w.N * p->w.K;
 }
 
 static const struct dfcl_variant variants[] = {
-    {.name = "cpu", .supports = cpu_supports, .launch = cpu_launch},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
     {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };

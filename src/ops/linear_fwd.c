@@ -20,10 +20,6 @@ static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_fwd_host(dev, params, err);
 }
-static bool cpu_supports(const struct dfcl_device *dev, const void *params) {
-    const struct dfcl_linear_fwd *p = params;
-    return dfcl_supports_linear_cpu(dev, &p->w);
-}
 static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_fwd_cpu(dev, params, err);
@@ -101,6 +97,7 @@ enum {
     LARGE = 1024,
     ROWS = 2048,
     PANELS = 4096,
+    B16 = 8192 /* benchmarks: bf16 */,
     BOTH = ROWS | PANELS,
     BRANCH = BIAS | GAMMA | GAMMA_RES | GATE | PRE | OUT | RES,
 };
@@ -163,6 +160,12 @@ static const struct {
     {"demo fc1", 8192, 512, 128, 64, BIAS | PRE | Y | BOTH, DFCL_ACT_GELU_TANH},
     {"demo fc2", 8192, 128, 512, 64, BRANCH | BOTH, DFCL_ACT_NONE},
     {"rows qkv", 256, 3456, 1152, 256, BIAS | Y | ROWS, DFCL_ACT_NONE},
+    {"bf16 qkv", 256, 3456, 1152, 256, BIAS | GAMMA | Y | PANELS | B16, DFCL_ACT_NONE},
+    {"bf16 fc2", 256, 1152, 4608, 256, BRANCH | PANELS | B16, DFCL_ACT_NONE},
+    {"bf16 qkv", 1024, 3456, 1152, 256, BIAS | GAMMA | Y | PANELS | B16, DFCL_ACT_NONE},
+    {"bf16 adaLN", 1, 6912, 1152, 1, BIAS | Y | PANELS | B16, DFCL_ACT_NONE},
+    {"bf16 adaLN", 8, 6912, 1152, 1, BIAS | Y | PANELS | B16, DFCL_ACT_NONE},
+    {"bf16 rows qkv", 256, 3456, 1152, 256, BIAS | Y | ROWS | B16, DFCL_ACT_NONE},
 };
 
 static void add_vec(struct dfcl_case *c, const char *name, struct dfcl_vec *v, int domains, int N, double mean,
@@ -184,7 +187,7 @@ static void make_case(struct dfcl_case *c, int index) {
     int samples = (int)dfcl_ceil_div(M, T);
     uint64_t MN = (uint64_t)M * (uint64_t)N;
     p->act = bench ? benches[i].act : checks[i].act;
-    p->w.dtype = bench ? DFCL_F32 : checks[i].dtype;
+    p->w.dtype = !bench ? checks[i].dtype : f & B16 ? DFCL_BF16 : DFCL_F32;
     snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d T=%d domains=%d act=%d flags=%x %s",
              bench ? benches[i].name : "", bench ? " " : "", M, N, K, T, domains, (int)p->act, f,
              dfcl_dtype_name(p->w.dtype));
@@ -235,7 +238,7 @@ static double bytes(const void *params) {
 }
 
 static const struct dfcl_variant variants[] = {
-    {.name = "cpu", .supports = cpu_supports, .launch = cpu_launch},
+    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
     {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
 };

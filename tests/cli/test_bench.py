@@ -80,13 +80,13 @@ def measure(kind, *words):
     return json.loads(run(kind, "--repeat", 3, "--json", *words)[0])
 
 
-def check(r, kind, batch, device):
+def check(r, kind, batch, device, weights="f32"):
     s = r["seconds_per_image"]
     assert r["benchmark"] == kind and r["batch"] == batch and r["repeat"] == 3
     assert 0 < s["min"] <= s["median"] <= s["max"]
     assert r["gflops"] > 0 and r["gflop_per_image"] > 0 and abs(r["gflops"] - r["gflop_per_image"] / s["median"]) < 1e-3 * r["gflops"]
     assert r["peak_memory_bytes"] > 0 and r["planned_bytes"] > 0 and r["device_bytes"] > 0 and r["load_seconds"] > 0 and r["first_run_seconds"] > 0
-    assert r["device"] and r["driver"] and r["commit"] and r["version"] and r["weights"] == "f32"
+    assert r["device"] and r["driver"] and r["commit"] and r["version"] and r["weights"] == weights
     assert r["variants"]["linear_fwd"] and r["variants"]["attn_fwd"]
     if device == "host":
         assert r["fraction_of_peak"] is None and r["variants"]["linear_fwd"] == "host"
@@ -107,6 +107,7 @@ def test_help():
     fails(2, "forward", "--size", "DiT-S/8", "--model", "x", says=["--model", "--size"])
     fails(2, "train", "--model", base(), "--method", "lora", says=["lora", "difffit"])
     fails(2, "sample", "--model", base(), "--sampler", "euler", says=["euler", "dpm++"])
+    fails(2, "forward", "--model", base(), "--weights", "f8", says=["--weights", "bf16"])
     fails(7, "forward", "--model", path("nothing"), says="nothing")
 
 
@@ -114,7 +115,10 @@ def test_measures():
     """Every benchmark on every kind of device, from a file and with random weights."""
     for d in devices():
         at = ["--device", d, "--model", base()]
-        check(measure("forward", *at, "--batch", 2), "forward", 2, d)
+        f32, bf16 = measure("forward", *at, "--batch", 2), measure("forward", *at, "--batch", 2, "--weights", "bf16")
+        check(f32, "forward", 2, d)
+        check(bf16, "forward", 2, d, "bf16")
+        assert bf16["device_bytes"] < f32["device_bytes"]
         check(measure("sample", *at, "--steps", 2, "--batch", 2), "sample", 2, d)
         for method in ("difffit", "difffit-block", "bitfit", "full") if d == "host" else ("difffit", "full"):
             r = measure("train", *at, "--batch", 2, "--method", method)

@@ -133,7 +133,7 @@ static void rounded(enum dfcl_weight_type type, enum dfcl_dtype dtype, const cha
         for (int pack = DFCL_PACK_AUTO; pack <= DFCL_PACK_NEVER; pack++) {
             struct result want = run(path, DFCL_WEIGHTS_F32, pack, train), got = run(base.path, type, pack, train);
             struct result full = run(base.path, DFCL_WEIGHTS_F32, pack, train);
-            expect_equal(train ? "gradients" : "forward", &got, &want, train && pack == DFCL_PACK_AUTO ? 1e-6 : 0);
+            expect_equal(train ? "gradients" : "forward", &got, &want, 0);
             double r = rel_l2(got.out, full.out, got.out_n);
             assert_true(r > 1e-6 && r < 2e-2); /* it was rounded at all, and only that */
             assert_string_equal(got.hash, full.hash);

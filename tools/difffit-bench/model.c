@@ -9,7 +9,7 @@ struct job {
     const char *name; /* the benchmark */
     struct dfcl_bench_params p;
     struct dfcl_init_params init;
-    const char *size, *variants, *inputs, *output, *sampler;
+    const char *size, *weights, *pack, *variants, *inputs, *output, *sampler;
     int pixels, repeat, warmup;
     bool json, paced;
     dfcl_device *dev;
@@ -163,7 +163,7 @@ static void print_json(const struct job *j, const struct dfcl_bench_info *info, 
     printf(",\n  \"size\": \"%s\", \"depth\": %d, \"hidden\": %d, \"heads\": %d, \"patch\": %d", sh->name, sh->depth, sh->hidden, sh->heads,
            sh->patch);
     printf(", \"input\": %d, \"channels\": %d, \"classes\": %d", sh->input, sh->channels, sh->classes);
-    printf(",\n  \"weights\": \"f32\", \"batch\": %d, \"repeat\": %d", j->p.batch, j->count);
+    printf(",\n  \"weights\": \"%s\", \"batch\": %d, \"repeat\": %d", j->weights ? j->weights : "f32", j->p.batch, j->count);
     if (j->p.kind == DFCL_BENCH_TRAIN)
         printf(", \"method\": \"%s\", \"micro_batch\": %d, \"trained_values\": %lld", j->p.method, info->micro_batch,
                (long long)info->trained_values);
@@ -260,6 +260,7 @@ static int measure(struct job *j, int argc, char **argv, const char *usage, cons
         {"--size", CLI_STR, &j->size, "NAME", "random weights of DiT-S/8 ... DiT-XL/2 (the default)", 0, 0},
         {"--pixels", CLI_INT, &j->pixels, "P", "side of the picture; the latent has an eighth (256, or as --model says)", 8, 4096},
         {"--model", CLI_STR, &j->p.model.path, "FILE", "weights of a file instead", 0, 0},
+        CLI_WEIGHTS_OPTIONS(&j->weights, &j->pack),
         {"--batch", CLI_INT, &j->p.batch, "B", "pictures at a time (1)", 1, 65536},
         {"--repeat", CLI_INT, &j->repeat, "N", "timed runs (5)", 1, 10000},
         {"--warmup", CLI_INT, &j->warmup, "N", "runs before them that do not count (1)", 0, 10000},
@@ -278,6 +279,9 @@ static int measure(struct job *j, int argc, char **argv, const char *usage, cons
     while (own++->name);
     cli_parse(j->c, argc, argv, usage, options, NULL, 0);
 
+    int code = cli_weights(j->c, j->weights, j->pack, &j->p.model);
+    if (code)
+        return code;
     dfcl_error err = {0};
     dfcl_status s = choose_model(j, &err);
     if (!s && j->p.kind == DFCL_BENCH_SAMPLE)
