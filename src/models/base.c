@@ -4,6 +4,7 @@
 #include "models/model.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -320,8 +321,44 @@ static dfcl_status hash_head(struct dfcl_sha256 *h, const struct stored *t, cons
     return dfcl_sha256_update(h, text, strlen(text), err);
 }
 
+/* The hash of one tensor goes on in a thread of its own, beside the conversion and upload of the same bytes: it is the longest single piece
+ * of opening a model. Tensors follow each other, so the hash is that of one thread. */
+struct hashing {
+    struct dfcl_sha256 *h;
+    const unsigned char *bytes;
+    size_t size;
+    bool running;
+    pthread_t thread;
+    dfcl_status status;
+    dfcl_error err;
+};
+static void *hash_bytes(void *arg) {
+    struct hashing *t = arg;
+    t->status = dfcl_sha256_update(t->h, t->bytes, t->size, &t->err);
+    return NULL;
+}
+static void hash_begin(struct hashing *t, const dfcl_context *ctx, const unsigned char *bytes, size_t size) {
+    t->bytes = bytes;
+    t->size = size;
+    t->running = size > 1 << 16 && ctx->p.threads != 1 && pthread_create(&t->thread, NULL, hash_bytes, t) == 0;
+    if (!t->running)
+        hash_bytes(t);
+}
+static dfcl_status hash_end(struct hashing *t, dfcl_error *err) {
+    if (t->running)
+        pthread_join(t->thread, NULL);
+    t->running = false;
+    return t->status ? dfcl_fail(err, t->status, "%s", t->err.msg) : DFCL_OK;
+}
+
 static dfcl_status check_finite(const struct dfcl_base *b, const char *name, const float *values, uint64_t count, dfcl_error *err) {
-    for (uint64_t i = 0; i < count; i++)
+    uint32_t bad = 0;
+    for (uint64_t i = 0; i < count; i++) { /* without a branch, to become vector code */
+        uint32_t u;
+        memcpy(&u, values + i, 4);
+        bad |= (u & 0x7f800000u) == 0x7f800000u;
+    }
+    for (uint64_t i = 0; bad && i < count; i++)
         if (!isfinite(values[i]))
             return dfcl_fail(err, DFCL_NONFINITE, "%s: value %llu of %s is %g, expected a finite number", b->path, (unsigned long long)i, name,
                              (double)values[i]);
@@ -353,17 +390,18 @@ dfcl_status dfcl_base_stream(struct dfcl_base *b, dfcl_base_visit visit, void *u
     for (int i = 0; i < n && !s; i++) {
         struct stored t = stored_of(b, p[i]);
         s = read_stored(b, p[i], &t, raw, values, err);
+        struct hashing hashing = {.h = &h};
         if (!s && hash && !(s = hash_head(&h, &t, p[i]->name, err)))
-            s = dfcl_sha256_update(&h, raw, (size_t)t.bytes, err);
-        if (!s && visit) {
-            if ((unsigned)t.dtype >= DFCL_DTYPE_COUNT) {
-                s = dfcl_fail(err, DFCL_FORMAT, "%s: %s has type %s, which is not supported", b->path, p[i]->name, t.view->type_name);
-                break;
-            }
+            hash_begin(&hashing, b->ctx, raw, (size_t)t.bytes);
+        if (!s && visit && (unsigned)t.dtype >= DFCL_DTYPE_COUNT) {
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: %s has type %s, which is not supported", b->path, p[i]->name, t.view->type_name);
+        } else if (!s && visit) {
             dfcl_to_f32(t.dtype, raw, values, (size_t)t.count);
             if (!(s = check_finite(b, p[i]->name, values, t.count, err)) && !(s = fold_own(b, p[i], values, err)))
                 s = visit(user, p[i], values, err);
         }
+        dfcl_status hashed = hash_end(&hashing, s ? NULL : err);
+        s = s ? s : hashed;
         if (t.view)
             dfcl_tensor_file_release(b->file, t.view);
     }
