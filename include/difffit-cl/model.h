@@ -99,6 +99,9 @@ DFCL_API dfcl_status dfcl_model_find_class(const dfcl_model *model, int domain, 
 DFCL_API dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl_model_params *base, const char *delta, int force,
                                       const char *out_path, dfcl_error *err);
 
+/* SHA-256 of a file's bytes, hex. */
+DFCL_API dfcl_status dfcl_file_hash(const dfcl_context *ctx, const char *path, char hash[65], dfcl_error *err);
+
 /* What a file, run directory or image folder is: writes human-readable text or JSON of any length to *out (freed with
  * dfcl_text_free). */
 DFCL_API dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int json, char **out, dfcl_error *err);

@@ -61,6 +61,19 @@ DFCL_API dfcl_status dfcl_grid(const dfcl_context *ctx, const uint8_t *pictures,
                                uint8_t **out, int *width, int *height, dfcl_error *err);
 DFCL_API void dfcl_free_pixels(const dfcl_context *ctx, uint8_t *pixels);
 
+/* The value of a text chunk of a PNG, freed with dfcl_text_free; *value NULL: it has none of that key. */
+DFCL_API dfcl_status dfcl_png_read_text(const dfcl_context *ctx, const char *path, const char *key, char **value, dfcl_error *err);
+
+/* Pictures as the ADM evaluator takes them: an .npz with `arr_0`, uint8 [n, height, width, channels], and their labels as `arr_1`, int64 [n]. Any size (zip64
+ * from 4 GiB), `most` pictures at most. Atomic: appears at finish, with what came until then. */
+struct dfcl_npz_writer;
+DFCL_API dfcl_status dfcl_npz_writer_create(struct dfcl_npz_writer **out, const dfcl_context *ctx, const char *path, int64_t most,
+                                            int height, int width, int channels, dfcl_error *err);
+DFCL_API dfcl_status dfcl_npz_writer_add(struct dfcl_npz_writer *w, const uint8_t *pictures, int64_t n, dfcl_error *err);
+/* labels: one for each picture that came; NULL: no arr_1. Destroys the writer, also on failure. */
+DFCL_API dfcl_status dfcl_npz_writer_finish(struct dfcl_npz_writer **w, const int64_t *labels, dfcl_error *err);
+DFCL_API void dfcl_npz_writer_destroy(struct dfcl_npz_writer **w);
+
 /* Tensors for comparison with other implementations: one f32 tensor of a safetensors file (key "z", "step_noise", "latents"). Read: any float
  * type, *data freed with dfcl_tensor_free; DFCL_FORMAT when the key is not there. Write: atomic; ndim at most 8. */
 DFCL_API dfcl_status dfcl_tensor_read(const dfcl_context *ctx, const char *path, const char *key, float **data, int64_t shape[8],

@@ -1,5 +1,9 @@
 #include "base/sha256.h"
 
+#include <difffit-cl/model.h>
+
+#include "base/file.h"
+
 #include <openssl/evp.h>
 #include <stdio.h>
 
@@ -33,4 +37,18 @@ dfcl_status dfcl_sha256_finish(struct dfcl_sha256 *h, char hex[65], dfcl_error *
 void dfcl_sha256_abort(struct dfcl_sha256 *h) {
     EVP_MD_CTX_free(h->md);
     h->md = NULL;
+}
+
+dfcl_status dfcl_file_hash(const dfcl_context *ctx, const char *path, char hash[65], dfcl_error *err) {
+    struct dfcl_map m;
+    struct dfcl_sha256 h;
+    dfcl_status s = dfcl_map_open(&m, path, err);
+    if (s)
+        return s;
+    if (!(s = dfcl_sha256_init(&h, err)) && !(s = dfcl_sha256_update(&h, m.data, (size_t)m.size, err)))
+        s = dfcl_sha256_finish(&h, hash, err);
+    else
+        dfcl_sha256_abort(&h);
+    dfcl_map_close(&m);
+    return s;
 }

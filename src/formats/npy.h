@@ -1,5 +1,5 @@
-/* NumPy arrays: .npy reading (format 1 to 3; little-endian f2, f4, f8, i4, i8, u1; C or Fortran order) and writing (f4), and the .npz of
- * pictures that the ADM evaluator takes. */
+/* NumPy arrays: .npy reading (format 1 to 3; little-endian f2, f4, f8, i4, i8, u1; C or Fortran order) and writing (f4); the
+ * .npz of pictures that the ADM evaluator takes is public (difffit-cl/sample.h). */
 #ifndef DFCL_FORMATS_NPY_H
 #define DFCL_FORMATS_NPY_H
 
@@ -18,15 +18,5 @@ void dfcl_npy_close(struct dfcl_npy *npy);
 
 /* f4, C order, format 1. Atomic. */
 dfcl_status dfcl_npy_write(const dfcl_context *ctx, const char *path, const float *data, const int64_t *shape, int ndim, dfcl_error *err);
-
-/* One array `arr_0` of n pictures, uint8 [n, height, width, channels], stored. Atomic: appears at finish or not at all. Any size
- * (zip64 from 4 GiB). */
-struct dfcl_npz_writer;
-dfcl_status dfcl_npz_writer_create(struct dfcl_npz_writer **out, const dfcl_context *ctx, const char *path, int64_t n, int height,
-                                   int width, int channels, dfcl_error *err);
-dfcl_status dfcl_npz_writer_add(struct dfcl_npz_writer *w, const uint8_t *pictures, int64_t n, dfcl_error *err);
-/* DFCL_USAGE unless all n pictures came. Destroys the writer, also on failure. */
-dfcl_status dfcl_npz_writer_finish(struct dfcl_npz_writer **w, dfcl_error *err);
-void dfcl_npz_writer_destroy(struct dfcl_npz_writer **w);
 
 #endif

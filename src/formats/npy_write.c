@@ -1,18 +1,21 @@
 #include "formats/npy.h"
 
+#include <difffit-cl/sample.h>
+
 #include <stdio.h>
 #include <string.h>
 
 #include <zlib.h>
 
-/* Magic, version 1, length, header padded with spaces to a multiple of 64 and ended by a newline. Returns its length. */
-static size_t npy_header(unsigned char buf[512], const char *descr, const int64_t *shape, int ndim) {
+/* Magic, version 1, length, header padded with spaces to a multiple of 64, at least `least`, and ended by a newline.
+ * Returns its length. */
+static size_t npy_header(unsigned char buf[512], const char *descr, const int64_t *shape, int ndim, size_t least) {
     char text[384] = "";
     dfcl_append(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (", descr);
     for (int i = 0; i < ndim; i++)
         dfcl_append(text, sizeof text, "%s%lld", i ? ", " : "", (long long)shape[i]);
     dfcl_append(text, sizeof text, "%s), }", ndim == 1 ? "," : "");
-    size_t n = strlen(text), total = (10 + n + 1 + 63) / 64 * 64;
+    size_t n = strlen(text), total = DFCL_MAX((10 + n + 1 + 63) / 64 * 64, least);
     memset(buf, ' ', total);
     memcpy(buf, "\x93NUMPY\x01\x00", 8);
     buf[8] = (unsigned char)(total - 10);
@@ -22,12 +25,13 @@ static size_t npy_header(unsigned char buf[512], const char *descr, const int64_
     return total;
 }
 
-dfcl_status dfcl_npy_write(const dfcl_context *ctx, const char *path, const float *data, const int64_t *shape, int ndim, dfcl_error *err) {
+dfcl_status dfcl_npy_write(const dfcl_context *ctx, const char *path, const float *data, const int64_t *shape, int ndim,
+                           dfcl_error *err) {
     uint64_t count, bytes;
     if (ndim < 0 || ndim > DFCL_MAX_DIMS || !dfcl_shape_count(shape, ndim, 4, &count, &bytes))
         return dfcl_fail(err, DFCL_USAGE, "%s: bad shape", path);
     unsigned char head[512], buf[4096];
-    size_t n = npy_header(head, "<f4", shape, ndim);
+    size_t n = npy_header(head, "<f4", shape, ndim, 0);
     struct dfcl_writer w;
     dfcl_status s = dfcl_writer_open(&w, ctx, path, err);
     if (s)
@@ -46,86 +50,146 @@ dfcl_status dfcl_npy_write(const dfcl_context *ctx, const char *path, const floa
     return dfcl_writer_commit(&w, err);
 }
 
-/* ---- npz: a zip file (APPNOTE 6.3) with one stored entry ---- */
+/* ---- npz: a zip file (APPNOTE 6.3) with stored entries ---- */
 
-#define ENTRY "arr_0.npy"
+struct entry {
+    const char *name;
+    uint64_t offset, size;
+    uint32_t crc;
+};
 
 struct dfcl_npz_writer {
     const dfcl_context *ctx;
     struct dfcl_writer file;
-    uint64_t each, left; /* bytes per picture; pictures to come */
-    uint64_t size;       /* of the entry */
+    int64_t shape[4]; /* [0]: pictures that came */
+    int64_t most;     /* pictures that there is room for */
+    uint64_t each;    /* bytes per picture */
+    struct entry pictures;
+    size_t head; /* bytes of its header; the checksum is that of what follows, until the end */
     bool zip64, broken;
-    uint32_t crc;
 };
 
 struct bytes {
-    unsigned char b[256];
+    unsigned char b[640];
     size_t n;
 };
 static void put(struct bytes *o, uint64_t v, int n) {
     for (int i = 0; i < n; i++)
         o->b[o->n++] = (unsigned char)(v >> (8 * i));
 }
+static void put_text(struct bytes *o, const void *p, size_t n) {
+    memcpy(o->b + o->n, p, n);
+    o->n += n;
+}
 
 /* The part that local and central headers share: versions apart, up to the name's length. */
-static void put_common(struct bytes *o, const struct dfcl_npz_writer *w) {
-    put(o, w->zip64 ? 45 : 20, 2); /* version needed */
-    put(o, 0, 2);                  /* flags */
-    put(o, 0, 2);                  /* stored */
-    put(o, 0, 2);                  /* time */
-    put(o, 0x21, 2);               /* 1980-01-01: the same run gives the same file */
-    put(o, w->crc, 4);
-    put(o, w->zip64 ? UINT32_MAX : w->size, 4);
-    put(o, w->zip64 ? UINT32_MAX : w->size, 4);
-    put(o, sizeof ENTRY - 1, 2);
+static void put_common(struct bytes *o, const struct entry *e, bool zip64) {
+    put(o, zip64 ? 45 : 20, 2); /* version needed */
+    put(o, 0, 2);               /* flags */
+    put(o, 0, 2);               /* stored */
+    put(o, 0, 2);               /* time */
+    put(o, 0x21, 2);            /* 1980-01-01: the same run gives the same file */
+    put(o, e->crc, 4);
+    put(o, zip64 ? UINT32_MAX : e->size, 4);
+    put(o, zip64 ? UINT32_MAX : e->size, 4);
+    put(o, strlen(e->name), 2);
 }
-static void put_local(struct bytes *o, const struct dfcl_npz_writer *w) {
+static void put_local(struct bytes *o, const struct entry *e, bool zip64) {
     put(o, 0x04034b50, 4);
-    put_common(o, w);
-    put(o, w->zip64 ? 20 : 0, 2);
-    memcpy(o->b + o->n, ENTRY, sizeof ENTRY - 1);
-    o->n += sizeof ENTRY - 1;
-    if (w->zip64) {
+    put_common(o, e, zip64);
+    put(o, zip64 ? 20 : 0, 2);
+    put_text(o, e->name, strlen(e->name));
+    if (zip64) {
         put(o, 1, 2);
         put(o, 16, 2);
-        put(o, w->size, 8);
-        put(o, w->size, 8);
+        put(o, e->size, 8);
+        put(o, e->size, 8);
     }
 }
-
-static dfcl_status entry_bytes(struct dfcl_npz_writer *w, const void *data, size_t n, dfcl_error *err) {
-    w->crc = (uint32_t)crc32_z(w->crc, data, n);
-    dfcl_status s = dfcl_writer_write(&w->file, data, n, err);
-    w->broken |= s != DFCL_OK;
-    return s;
+static void put_central(struct bytes *o, const struct entry *e, bool zip64) {
+    put(o, 0x02014b50, 4);
+    put(o, 45, 2); /* made by */
+    put_common(o, e, zip64);
+    put(o, zip64 ? 28 : 0, 2);
+    put(o, 0, 2); /* comment */
+    put(o, 0, 2); /* disk */
+    put(o, 0, 2);
+    put(o, 0, 4);
+    put(o, zip64 ? UINT32_MAX : e->offset, 4);
+    put_text(o, e->name, strlen(e->name));
+    if (zip64) {
+        put(o, 1, 2);
+        put(o, 24, 2);
+        put(o, e->size, 8);
+        put(o, e->size, 8);
+        put(o, e->offset, 8);
+    }
+}
+static void put_end(struct bytes *o, uint64_t offset, uint64_t size, int entries, bool zip64) {
+    if (zip64) {
+        put(o, 0x06064b50, 4); /* zip64 end record */
+        put(o, 44, 8);
+        put(o, 45, 2);
+        put(o, 45, 2);
+        put(o, 0, 4);
+        put(o, 0, 4);
+        put(o, (uint64_t)entries, 8);
+        put(o, (uint64_t)entries, 8);
+        put(o, size, 8);
+        put(o, offset, 8);
+        put(o, 0x07064b50, 4); /* and its locator */
+        put(o, 0, 4);
+        put(o, offset + size, 8);
+        put(o, 1, 4);
+    }
+    put(o, 0x06054b50, 4);
+    put(o, 0, 2);
+    put(o, 0, 2);
+    put(o, (uint64_t)entries, 2);
+    put(o, (uint64_t)entries, 2);
+    put(o, size, 4);
+    put(o, zip64 ? UINT32_MAX : offset, 4);
+    put(o, 0, 2);
 }
 
-dfcl_status dfcl_npz_writer_create(struct dfcl_npz_writer **out, const dfcl_context *ctx, const char *path, int64_t n, int height,
-                                   int width, int channels, dfcl_error *err) {
+/* Local header and array header of the pictures, as far as they are known. */
+static void put_start(struct bytes *o, struct dfcl_npz_writer *w) {
+    unsigned char head[512];
+    w->head = npy_header(head, "|u1", w->shape, 4, w->head);
+    w->pictures.size = w->head + (uint64_t)w->shape[0] * w->each;
+    uint32_t data = w->pictures.crc;
+    w->pictures.crc =
+        (uint32_t)crc32_combine(crc32_z(0, head, w->head), data, (z_off_t)((uint64_t)w->shape[0] * w->each));
+    put_local(o, &w->pictures, w->zip64);
+    put_text(o, head, w->head);
+}
+
+dfcl_status dfcl_npz_writer_create(struct dfcl_npz_writer **out, const dfcl_context *ctx, const char *path,
+                                   int64_t most, int height, int width, int channels, dfcl_error *err) {
     *out = NULL;
-    int64_t shape[4] = {n, height, width, channels};
+    int64_t shape[4] = {most, height, width, channels};
     uint64_t count, bytes;
-    if (!dfcl_shape_count(shape, 4, 1, &count, &bytes) || height < 1 || width < 1 || channels < 1 || bytes > INT64_MAX - 4096)
+    if (!dfcl_shape_count(shape, 4, 1, &count, &bytes) || height < 1 || width < 1 || channels < 1 ||
+        bytes > INT64_MAX / 2)
         return dfcl_fail(err, DFCL_USAGE, "%s: bad shape", path);
     struct dfcl_npz_writer *w = dfcl_calloc(ctx, 1, sizeof *w, err);
     if (!w)
         return DFCL_NOMEM;
     w->ctx = ctx;
+    memcpy(w->shape, shape, sizeof shape);
+    w->most = most;
     w->each = (uint64_t)height * (uint64_t)width * (uint64_t)channels;
-    w->left = (uint64_t)n;
-    unsigned char head[512];
-    size_t k = npy_header(head, "|u1", shape, 4);
-    w->size = k + bytes;
-    w->zip64 = w->size >= UINT32_MAX - 4096; /* the central directory's offset must fit as well */
+    w->pictures.name = "arr_0.npy";
+    w->zip64 =
+        bytes + 8 * (uint64_t)most >= UINT32_MAX - 8192; /* the offset of the central directory must fit as well */
     dfcl_status s = dfcl_writer_open(&w->file, ctx, path, err);
-    if (!s) {
+    if (!s) { /* the longest header comes first; it is written again at the end */
         struct bytes o = {.n = 0};
-        put_local(&o, w);
+        put_start(&o, w);
         s = dfcl_writer_write(&w->file, o.b, o.n, err);
+        w->shape[0] = 0;
+        w->pictures.crc = 0;
     }
-    if (!s)
-        s = entry_bytes(w, head, k, err);
     if (s)
         dfcl_npz_writer_destroy(&w);
     *out = w;
@@ -133,74 +197,79 @@ dfcl_status dfcl_npz_writer_create(struct dfcl_npz_writer **out, const dfcl_cont
 }
 
 dfcl_status dfcl_npz_writer_add(struct dfcl_npz_writer *w, const uint8_t *pictures, int64_t n, dfcl_error *err) {
-    if (n < 0 || (uint64_t)n > w->left) {
+    if (n < 0 || n > w->most - w->shape[0]) {
         w->broken = true;
-        return dfcl_fail(err, DFCL_USAGE, "%s: %lld pictures given, %llu expected", w->file.path, (long long)n, (unsigned long long)w->left);
+        return dfcl_fail(err, DFCL_USAGE, "%s: %lld pictures given, %lld expected", w->file.path, (long long)n,
+                         (long long)(w->most - w->shape[0]));
     }
-    w->left -= (uint64_t)n;
-    return entry_bytes(w, pictures, (size_t)n * (size_t)w->each, err);
+    size_t bytes = (size_t)n * (size_t)w->each;
+    w->pictures.crc = (uint32_t)crc32_z(w->pictures.crc, pictures, bytes);
+    w->shape[0] += n;
+    dfcl_status s = dfcl_writer_write(&w->file, pictures, bytes, err);
+    w->broken |= s != DFCL_OK;
+    return s;
 }
 
-dfcl_status dfcl_npz_writer_finish(struct dfcl_npz_writer **pw, dfcl_error *err) {
+/* Behind the pictures, at `offset`. */
+static dfcl_status write_labels(struct dfcl_npz_writer *w, struct entry *e, uint64_t offset, const int64_t *labels,
+                                dfcl_error *err) {
+    unsigned char head[512], buf[4096];
+    const int64_t n = w->shape[0];
+    size_t k = npy_header(head, "<i8", &n, 1, 0);
+    *e = (struct entry){
+        .name = "arr_1.npy", .offset = offset, .size = k + 8 * (uint64_t)n, .crc = (uint32_t)crc32_z(0, head, k)};
+    for (int pass = 0; pass < 2; pass++) { /* checksum, then bytes */
+        dfcl_status s = DFCL_OK;
+        if (pass) {
+            struct bytes o = {.n = 0};
+            put_local(&o, e, w->zip64);
+            put_text(&o, head, k);
+            s = dfcl_writer_write(&w->file, o.b, o.n, err);
+        }
+        for (int64_t i = 0; i < n && !s;) {
+            size_t m = (size_t)DFCL_MIN(n - i, (int64_t)(sizeof buf / 8));
+            for (size_t j = 0; j < 8 * m; j++)
+                buf[j] = (unsigned char)((uint64_t)labels[i + (int64_t)(j / 8)] >> (8 * (j % 8)));
+            if (pass)
+                s = dfcl_writer_write(&w->file, buf, 8 * m, err);
+            else
+                e->crc = (uint32_t)crc32_z(e->crc, buf, 8 * m);
+            i += (int64_t)m;
+        }
+        if (s)
+            return s;
+    }
+    return DFCL_OK;
+}
+
+dfcl_status dfcl_npz_writer_finish(struct dfcl_npz_writer **pw, const int64_t *labels, dfcl_error *err) {
     struct dfcl_npz_writer *w = *pw;
     dfcl_status s = DFCL_OK;
-    if (w->broken)
+    if (w->broken) {
         s = dfcl_fail(err, DFCL_ERROR, "%s: not written: an earlier step failed", w->file.path);
-    else if (w->left)
-        s = dfcl_fail(err, DFCL_USAGE, "%s: %llu pictures are missing", w->file.path, (unsigned long long)w->left);
-    if (s)
         goto out;
-    struct bytes local = {.n = 0}, o = {.n = 0};
-    put_local(&local, w);
-    const uint64_t central = local.n + w->size;
-    put(&o, 0x02014b50, 4);
-    put(&o, 45, 2); /* made by */
-    put_common(&o, w);
-    put(&o, w->zip64 ? 20 : 0, 2);
-    put(&o, 0, 2); /* comment */
-    put(&o, 0, 2); /* disk */
-    put(&o, 0, 2);
-    put(&o, 0, 4);
-    put(&o, 0, 4); /* local header's offset */
-    memcpy(o.b + o.n, ENTRY, sizeof ENTRY - 1);
-    o.n += sizeof ENTRY - 1;
-    if (w->zip64) {
-        put(&o, 1, 2);
-        put(&o, 16, 2);
-        put(&o, w->size, 8);
-        put(&o, w->size, 8);
     }
-    const uint64_t central_size = o.n;
-    if (w->zip64) {
-        put(&o, 0x06064b50, 4); /* zip64 end record */
-        put(&o, 44, 8);
-        put(&o, 45, 2);
-        put(&o, 45, 2);
-        put(&o, 0, 4);
-        put(&o, 0, 4);
-        put(&o, 1, 8);
-        put(&o, 1, 8);
-        put(&o, central_size, 8);
-        put(&o, central, 8);
-        put(&o, 0x07064b50, 4); /* and its locator */
-        put(&o, 0, 4);
-        put(&o, central + central_size, 8);
-        put(&o, 1, 4);
+    struct bytes start = {.n = 0}, o = {.n = 0};
+    struct entry second;
+    uint64_t central;
+    put_start(&start, w);
+    central = start.n + (uint64_t)w->shape[0] * w->each;
+    if (labels) {
+        struct bytes l = {.n = 0};
+        if ((s = write_labels(w, &second, central, labels, err)))
+            goto out;
+        put_local(&l, &second, w->zip64);
+        central += l.n + second.size;
     }
-    put(&o, 0x06054b50, 4);
-    put(&o, 0, 2);
-    put(&o, 0, 2);
-    put(&o, 1, 2);
-    put(&o, 1, 2);
-    put(&o, central_size, 4);
-    put(&o, w->zip64 ? UINT32_MAX : central, 4);
-    put(&o, 0, 2);
+    put_central(&o, &w->pictures, w->zip64);
+    if (labels)
+        put_central(&o, &second, w->zip64);
+    put_end(&o, central, o.n, labels ? 2 : 1, w->zip64);
     s = dfcl_writer_write(&w->file, o.b, o.n, err);
-    /* The checksum was not known when the local header was written. */
     if (!s && fseeko(w->file.f, 0, SEEK_SET) != 0)
         s = dfcl_fail_errno(err, w->file.path, "cannot seek");
     if (!s)
-        s = dfcl_writer_write(&w->file, local.b, local.n, err);
+        s = dfcl_writer_write(&w->file, start.b, start.n, err);
     if (!s)
         s = dfcl_writer_commit(&w->file, err);
 out:

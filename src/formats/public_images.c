@@ -22,6 +22,17 @@ dfcl_status dfcl_png_write(const dfcl_context *ctx, const char *path, const uint
     return dfcl_png_save(ctx, path, pixels, width, height, channels, text, err);
 }
 
+dfcl_status dfcl_png_read_text(const dfcl_context *ctx, const char *path, const char *key, char **value, dfcl_error *err) {
+    struct dfcl_list list;
+    *value = NULL;
+    dfcl_status s = dfcl_png_text(ctx, path, &list, err);
+    for (size_t i = 0; !s && i + 1 < list.count && !*value; i += 2)
+        if (!strcmp(list.names[i], key) && !(*value = dfcl_strdup(ctx, list.names[i + 1], err)))
+            s = DFCL_NOMEM;
+    dfcl_list_free(ctx, &list);
+    return s;
+}
+
 dfcl_status dfcl_grid(const dfcl_context *ctx, const uint8_t *pictures, int n, int side, int channels, int columns, int zoom,
                       uint8_t **out, int *width, int *height, dfcl_error *err) {
     enum { MARGIN = 2, LIMIT = 32768 };

@@ -5,7 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A plain state dict has no hash, but often the frozen matrices themselves: they must be the base's, rounded as the model holds them. */
+/* A plain state dict has no hash, but often the frozen matrices themselves: they must be the base's, rounded as the
+ * model holds them. */
 static dfcl_status check_plain(struct dfcl_model *m, const struct dfcl_delta *d, bool force, dfcl_error *err) {
     int depth = dfcl_dit_get_config(m->dit)->depth;
     for (int i = 0; i < depth; i += DFCL_MAX(depth - 1, 1)) {
@@ -20,7 +21,8 @@ static dfcl_status check_plain(struct dfcl_model *m, const struct dfcl_delta *d,
         bool same = (int64_t)v->count == p->count;
         if (!(want = dfcl_calloc(m->ctx, (size_t)p->count, sizeof *want, err)))
             s = DFCL_NOMEM;
-        if (!s && same && !p->trained && dfcl_from_f32(m->weights, got, want, (size_t)p->count)) /* `want` lends its room */
+        if (!s && same && !p->trained &&
+            dfcl_from_f32(m->weights, got, want, (size_t)p->count)) /* `want` lends its room */
             dfcl_to_f32(m->weights, want, got, (size_t)p->count);
         if (!s && same && !(s = dfcl_dit_get(m->dit, p, 0, want, err)))
             same = !memcmp(got, want, (size_t)p->count * sizeof *got);
@@ -29,7 +31,8 @@ static dfcl_status check_plain(struct dfcl_model *m, const struct dfcl_delta *d,
         if (s)
             return s;
         if (!same && !force)
-            return dfcl_fail(err, DFCL_FORMAT, "%s: %s differs from the base %s: made on another base; use the right one, or force it",
+            return dfcl_fail(err, DFCL_FORMAT,
+                             "%s: %s differs from the base %s: made on another base; use the right one, or force it",
                              d->path, name, m->base->path);
         if (!same) {
             dfcl_log(m->ctx, DFCL_LOG_WARN, "%s: %s differs from the base; loaded by force", d->path, name);
@@ -66,7 +69,8 @@ static dfcl_status load_vectors(struct dfcl_model *m, const struct blend *b, int
     for (int i = 0; i < n; i++) {
         if (p[i].kind != DFCL_PARAM_VEC)
             continue;
-        float *base = dfcl_calloc(m->ctx, (size_t)p[i].count, 2 * sizeof *base, err), *to = base ? base + p[i].count : NULL;
+        float *base = dfcl_calloc(m->ctx, (size_t)p[i].count, 2 * sizeof *base, err),
+              *to = base ? base + p[i].count : NULL;
         dfcl_status s = base ? DFCL_OK : DFCL_NOMEM;
         if (!s && p[i].gamma)
             for (int64_t k = 0; k < p[i].count; k++)
@@ -123,7 +127,9 @@ static dfcl_status load_table(struct dfcl_model *m, const struct blend *b, int d
     for (int j = 0; j < b->n; j++)
         sum += b->d[j]->classes >= 0 ? b->part[j].strength : 0;
     if (!s && average && sum == 0 && b->n > 1)
-        s = dfcl_fail(err, DFCL_USAGE, "%s: class rows that the base lacks are averaged by strength, but the strengths add up to 0", b->part[0].path);
+        s = dfcl_fail(err, DFCL_USAGE,
+                      "%s: class rows that the base lacks are averaged by strength, but the strengths add up to 0",
+                      b->part[0].path);
     if (!s)
         memcpy(to, base, count * sizeof *to);
     for (int j = 0; j < b->n && !s; j++) {
@@ -156,43 +162,49 @@ static dfcl_status check_tables(struct blend *b, dfcl_error *err) {
             b->table = d;
             continue;
         }
-        bool same = d->classes == t->classes && d->own_classes == t->own_classes && (!d->class_names == !t->class_names) &&
-                    (d->class_names || !d->own_classes);
+        bool same = d->classes == t->classes && d->own_classes == t->own_classes &&
+                    (!d->class_names == !t->class_names) && (d->class_names || !d->own_classes);
         for (int i = 0; same && d->class_names && i < d->classes; i++)
             same = !strcmp(d->class_names[i], t->class_names[i]);
         if (!same)
-            return dfcl_fail(err, DFCL_FORMAT, "%s: its classes are not, by name and order, those of %s: only deltas of the same classes blend", d->path,
-                             t->path);
+            return dfcl_fail(
+                err, DFCL_FORMAT,
+                "%s: its classes are not, by name and order, those of %s: only deltas of the same classes blend",
+                d->path, t->path);
     }
     for (int j = 0; j < b->n; j++) /* without a table: the base's classes */
         if (b->table && b->table->own_classes && b->d[j]->classes < 0)
-            return dfcl_fail(err, DFCL_FORMAT, "%s: has the base's classes, %s its own: only deltas of the same classes blend", b->d[j]->path,
-                             b->table->path);
+            return dfcl_fail(err, DFCL_FORMAT,
+                             "%s: has the base's classes, %s its own: only deltas of the same classes blend",
+                             b->d[j]->path, b->table->path);
     return DFCL_OK;
 }
 
 static dfcl_status check(struct dfcl_model *m, const struct dfcl_delta *d, bool force, dfcl_error *err) {
     const struct dfcl_dit_config *c = dfcl_dit_get_config(m->dit);
     dfcl_status s;
-    if ((s = dfcl_delta_check_base(d, m->hash, m->base->path, force, err)) || (s = dfcl_delta_check_shapes(d, m->dit, err)) ||
-        (d->plain && (s = check_plain(m, d, force, err))))
+    if ((s = dfcl_delta_check_base(d, m->hash, m->base->path, force, err)) ||
+        (s = dfcl_delta_check_shapes(d, m->dit, err)) || (d->plain && (s = check_plain(m, d, force, err))))
         return s;
     if (!d->own_classes && d->classes >= 0 && d->classes != m->domains[0].classes)
-        return dfcl_fail(err, DFCL_FORMAT, "%s: a class table of %d classes, the base has %d", d->path, d->classes, m->domains[0].classes);
+        return dfcl_fail(err, DFCL_FORMAT, "%s: a class table of %d classes, the base has %d", d->path, d->classes,
+                         m->domains[0].classes);
     if (d->input && (d->input != c->input || d->pos_base != c->pos_base))
-        dfcl_log(m->ctx, DFCL_LOG_WARN, "%s: trained at side %d (positional scale %g), used at side %d (%g)", d->path, d->input, d->pos_base,
-                 c->input, c->pos_base);
+        dfcl_log(m->ctx, DFCL_LOG_WARN, "%s: trained at side %d (positional scale %g), used at side %d (%g)", d->path,
+                 d->input, d->pos_base, c->input, c->pos_base);
     return DFCL_OK;
 }
 
-dfcl_status dfcl_model_load_blend(dfcl_model *m, const struct dfcl_delta_part *parts, int count, int force, int *domain, dfcl_error *err) {
+dfcl_status dfcl_model_load_blend(dfcl_model *m, const struct dfcl_delta_part *parts, int count, int force, int *domain,
+                                  dfcl_error *err) {
     int slot = 0;
     *domain = 0;
     if (count < 1)
         return dfcl_fail(err, DFCL_USAGE, "a blend of %d deltas, expected 1 or more", count);
     for (int i = 0; i < count; i++)
         if (!(parts[i].strength >= -100.0f && parts[i].strength <= 100.0f))
-            return dfcl_fail(err, DFCL_USAGE, "%s: strength %g, expected a number near 0 to 1", parts[i].path, (double)parts[i].strength);
+            return dfcl_fail(err, DFCL_USAGE, "%s: strength %g, expected a number near 0 to 1", parts[i].path,
+                             (double)parts[i].strength);
     struct blend b = {.part = parts, .n = count};
     dfcl_status s = DFCL_NOMEM;
     if (!(b.d = dfcl_calloc(m->ctx, (size_t)count, sizeof *b.d, err)))
@@ -227,6 +239,7 @@ out:
     return s;
 }
 
-dfcl_status dfcl_model_load_delta(dfcl_model *m, const char *path, float strength, int force, int *domain, dfcl_error *err) {
+dfcl_status dfcl_model_load_delta(dfcl_model *m, const char *path, float strength, int force, int *domain,
+                                  dfcl_error *err) {
     return dfcl_model_load_blend(m, &(struct dfcl_delta_part){path, strength}, 1, force, domain, err);
 }

@@ -204,7 +204,6 @@ def test_train_and_sample():
     fails(6, "sample", "--device", "host", "--model", other, "--delta", delta, "--steps", 3, "--out", path("o.png"), says="delta.safetensors")
     assert not os.path.exists(path("o.png"))
     run("merge", "--model", base, "--delta", delta, "--out", path("merged.safetensors"))
-    run("sample", *common, "--classes", "dog", "--out", path("d2.png"), "--save-latents", path("ref.safetensors"), "--delta", delta, code=2)
     run("sample", "--device", "host", "--model", path("merged.safetensors"), "--heads", 2, "--steps", 3, "--sampler", "ddim", "-n", 2, "--classes", "1", "--save-latents",
         path("merged-latents.safetensors"))
     c = tensors(path("merged-latents.safetensors"))[0]["latents"]
@@ -254,6 +253,89 @@ def test_interrupted_sampling_keeps_pictures():
     run(*words[:-6], "--steps", 40, "--sampler", "ddim", "-n", 3, "--batch", 2, "--out", path("iwhole"))
     for i in range(3):
         assert open(os.path.join(folder, names[i]), "rb").read() == open(path(f"iwhole/{names[i]}"), "rb").read(), i
+
+
+def png_text(name):
+    """Text chunks of a PNG."""
+    data, at, found = open(name, "rb").read(), 8, {}
+    while at < len(data):
+        n, kind = struct.unpack(">I4s", data[at:at + 8])
+        if kind == b"tEXt":
+            k, v = data[at + 8:at + 8 + n].split(b"\0", 1)
+            found[k.decode()] = v.decode("latin-1")
+        at += 12 + n
+    return found
+
+
+def same_file(a, b):
+    assert open(a, "rb").read() == open(b, "rb").read(), (a, b)
+
+
+def test_requests_and_from():
+    base, images = make_base("qbase.safetensors"), make_images("qimages", classes=("cat", "dog"))
+    for k in (1, 2, 3):
+        small_train(f"qrun{k}", base, images, "--seed", k)
+    d = {k: path(f"qrun{k}/delta.safetensors") for k in (1, 2, 3)}
+    draw = ["sample", "--device", "host", "--model", base, "--steps", 3]
+    lines = [f"# three domains and the base\ndelta={d[1]} class=dog seed=5 guidance=2 count=2", json.dumps({"delta": d[2] + ":0.5", "class": "cat", "seed": 6, "name": "a cat"}),
+             f'delta="{d[3]}" class=null number=7', f"delta={d[1]}:0.5 delta={d[3]}:0.25 class=1 seed=8 name=blend count=2", "class=2 seed=9"]
+    with open(path("requests"), "w") as f:
+        f.write("\n".join(lines) + "\n")
+    run(*draw, "--requests", path("requests"), "--out", path("q"), "--save-latents", path("q.safetensors"))
+    names = ["000000.png", "000001.png", "000003.png", "000006.png", "a cat.png", "blend-000000.png", "blend-000001.png"]
+    assert sorted(os.listdir(path("q"))) == sorted(names), os.listdir(path("q"))
+    # one domain at a time: loaded and unloaded, the same pictures
+    run(*draw, "--requests", path("requests"), "--out", path("q1"), "--max-domains", 1)
+    for x in names:
+        same_file(path("q/" + x), path("q1/" + x))
+    # a request by flags
+    run(*draw, "--delta", d[1], "--classes", "dog", "-n", 2, "--seed", 5, "--cfg", 2, "--out", path("q2"), "--save-latents", path("q2.safetensors"))
+    a, b = tensors(path("q.safetensors"))[0]["latents"], tensors(path("q2.safetensors"))[0]["latents"]
+    assert a[0] == [7, 1, 8, 8] and a[1][:512] == b[1], "requests and flags differ"
+    # each picture draws itself again: alone, and as a grid
+    for x in names:
+        out, _ = run("sample", "--device", "host", "--from", path("q/" + x), "--out", path("again.png"))
+        same_file(path("q/" + x), path("again.png"))
+    run(*draw, "--requests", path("requests"), "--sampler", "ddim", "--eta", 0.3, "--guidance", "domain", "--cfg-interval", "0.1,50", "--columns", 3, "--out", path("grid.png"))
+    text = png_text(path("grid.png"))
+    assert text["guidance"] == "domain" and text["cfg-interval"] == "0.1,50" and len(text["request"].strip().split("\n")) == 5, text
+    run("sample", "--device", "host", "--from", path("grid.png"), "--out", path("grid2.png"))
+    same_file(path("grid.png"), path("grid2.png"))
+    other = make_base("qother.safetensors", seed=9)
+    fails(6, "sample", "--device", "host", "--from", path("q/000006.png"), "--model", other, "--out", path("no.png"), says="qother.safetensors")
+    small_train("qrun4", base, images, "--seed", 4)
+    os.replace(path("qrun4/delta.safetensors"), d[1])
+    fails(6, "sample", "--device", "host", "--from", path("q/000000.png"), "--out", path("no.png"), says=["SHA-256", "qrun1"])
+    fails(2, "sample", "--from", path("grid.png"), "--seed", 3, "--out", path("no.png"), says="--seed")
+    png(path("plain.png"), 8, 3)
+    fails(6, "sample", "--from", path("plain.png"), "--out", path("no.png"), says="plain.png")
+    for bad, says in (("class=cat colour=red", "colour"), ("delta=x", "class"), ("class=cat seed=-1", "seed"), ("class", "byte"), ('{"class": "cat"', "byte"),
+                      ("class=cat name=a/b", "name"), ("class=a name=x\nclass=b name=x", "line 1"), ("# nothing", "found none")):
+        with open(path("bad"), "w") as f:
+            f.write(bad)
+        fails(6, *draw, "--requests", path("bad"), "--out", path("no"), says=["bad", says])
+    fails(2, *draw, "--requests", path("requests"), "--classes", "0", "--out", path("no"), says="--classes")
+    fails(2, *draw, "--cfg-interval", "3,1", "--out", path("no"), says="--cfg-interval")
+    fails(2, *draw, "--guidance", "both", "--out", path("no"), says="--guidance")
+
+
+def test_npz():
+    try:
+        import numpy
+    except ImportError:
+        print("SKIPPED test_npz: no numpy")
+        return
+    base = make_base("zbase.safetensors", channels=3)
+    draw = ["sample", "--device", "host", "--model", base, "--steps", 2, "--classes", "2,0", "-n", 3]
+    run(*draw, "--batch", 2, "--out", path("z.npz"))
+    run(*draw, "--out", path("z"), "--save-latents", path("z.safetensors"))
+    with numpy.load(path("z.npz")) as z:
+        assert sorted(z.files) == ["arr_0", "arr_1"], z.files
+        x, y = z["arr_0"], z["arr_1"]
+    assert x.shape == (6, 8, 8, 3) and x.dtype == numpy.uint8 and y.dtype == numpy.int64 and y.tolist() == [2, 2, 2, 0, 0, 0], (x.shape, y)
+    want = numpy.frombuffer(tensors(path("z.safetensors"))[0]["latents"][1], "<f4").reshape(6, 3, 8, 8).transpose(0, 2, 3, 1)
+    want = numpy.floor(numpy.clip(numpy.float32(127.5) * want + 128, 0, 255)).astype(numpy.uint8)
+    assert (x == want).all()
 
 
 def test_resume_is_exact():

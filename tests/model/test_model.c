@@ -698,7 +698,7 @@ static void test_describe(void **state) {
     struct dfcl_npz_writer *w;
     ok(dfcl_npz_writer_create(&w, ctx, tmp_path("x.npz"), 1, 7, 5, 3, &err), &err);
     ok(dfcl_npz_writer_add(w, (const uint8_t[105]){0}, 1, &err), &err);
-    ok(dfcl_npz_writer_finish(&w, &err), &err);
+    ok(dfcl_npz_writer_finish(&w, NULL, &err), &err);
     o = describe(tmp_path("x.npz"));
     expect_text(o, "kind", "arrays");
     const cJSON *arr = cJSON_GetArrayItem(cJSON_GetObjectItem(o, "arrays"), 0);

@@ -7,12 +7,23 @@
 #include <strings.h>
 #include <sys/stat.h>
 
+/* A call of the library: pictures whose deltas are loaded together. */
+struct group {
+    struct sample_out *out;
+    const struct dfcl_sample_request *requests;
+    const struct sample_line *const *lines;
+    int steps, before; /* pictures of the groups before */
+    double start;
+};
+
 static void on_progress(void *user, int done, int total, double seconds) {
-    const struct sample_out *o = user;
+    const struct group *g = user;
+    double all = (double)g->out->n * g->steps, so_far = (double)g->before * g->steps + done;
     char eta[32];
-    cli_eta(done ? seconds * (total - done) / done : -1, eta, sizeof eta);
-    cli_progress(o->c, done == total, "sampling %d%%  %.1f image-steps/s  %s left", (int)(100.0 * done / (total ? total : 1)),
-                 seconds > 0 ? done / seconds : 0.0, eta);
+    seconds = cli_now() - g->start;
+    cli_eta(so_far > 0 ? seconds * (all - so_far) / so_far : -1, eta, sizeof eta);
+    cli_progress(g->out->c, so_far == all, "sampling %d%%  %.1f image-steps/s  %s left", (int)(100.0 * so_far / all),
+                 seconds > 0 ? so_far / seconds : 0.0, eta);
 }
 
 static int on_stop(void *user) {
@@ -21,8 +32,88 @@ static int on_stop(void *user) {
 }
 
 static dfcl_status on_ready(void *user, int first, int count, const float *latents, dfcl_error *err) {
-    (void)first;
-    return sample_out_add(user, count, latents, err);
+    const struct group *g = user;
+    return sample_out_add(g->out, count, latents, g->requests + first, g->lines + first, err);
+}
+
+/* Group by group. */
+static dfcl_status draw(struct sample_out *to, dfcl_model *model, struct sample_requests *r, struct dfcl_sample_params *sp, bool force,
+                        dfcl_error *err) {
+    struct dfcl_sample_request *q = calloc((size_t)to->n, sizeof *q);
+    const struct sample_line **lines = calloc((size_t)to->n, sizeof *lines);
+    struct group g = {.out = to, .requests = q, .lines = lines, .steps = sp->steps, .start = cli_now()};
+    dfcl_status s = DFCL_OK;
+    if (!q || !lines) {
+        s = err->status = DFCL_NOMEM;
+        snprintf(err->msg, sizeof err->msg, "out of memory");
+    }
+    sp->progress = on_progress;
+    sp->progress_user = &g;
+    sp->stop = on_stop;
+    sp->ready = on_ready;
+    for (int64_t at = 0; !s && at < to->n;) {
+        int count;
+        g.before = (int)at;
+        s = sample_requests_next(r, model, force, &at, to->n, q, lines, &count, err);
+        if (!s)
+            s = dfcl_sample(model, sp, q, count, NULL, err);
+    }
+    if (s == DFCL_INTERRUPTED)
+        snprintf(err->msg, sizeof err->msg, "sampling: stopped, %d of %d pictures done%s", to->done, to->n, to->done ? " and kept" : "");
+    free(q);
+    free(lines);
+    return s;
+}
+
+/* ---- a picture's own settings ---- */
+
+/* Text chunk of a picture, and the option that it stands for. */
+static const struct {
+    const char *key, *option;
+} kept[] = {{"model", "--model"},     {"heads", "--heads"},     {"weights-of", "--weights-of"},     {"weights", "--weights"},
+            {"sampler", "--sampler"}, {"steps", "--steps"},     {"spacing", "--spacing"},           {"eta", "--eta"},
+            {"clip", "--clip"},       {"cfg-channels", "--cfg-channels"}, {"guidance", "--guidance"}, {"cfg-interval", "--cfg-interval"}};
+enum { KEPT = sizeof kept / sizeof *kept };
+
+struct picture {
+    char *value[KEPT];
+    char *base, *request, *layout, *columns, *zoom, *noise;
+};
+
+static dfcl_status picture_read(struct picture *p, struct cli *c, const char *path, dfcl_error *err) {
+    const struct {
+        const char *key;
+        char **to;
+    } more[] = {{"base", &p->base}, {"request", &p->request}, {"layout", &p->layout}, {"columns", &p->columns}, {"zoom", &p->zoom},
+                {"noise", &p->noise}};
+    dfcl_status s = DFCL_OK;
+    for (size_t i = 0; i < KEPT && !s; i++)
+        s = dfcl_png_read_text(c->ctx, path, kept[i].key, &p->value[i], err);
+    for (size_t i = 0; i < sizeof more / sizeof *more && !s; i++)
+        s = dfcl_png_read_text(c->ctx, path, more[i].key, more[i].to, err);
+    if (!s && (!p->request || !p->base || p->noise)) {
+        s = err->status = DFCL_FORMAT;
+        snprintf(err->msg, sizeof err->msg, p->noise ? "%s: was drawn with noise from a file, which it does not hold"
+                                                     : "%s: expected a picture drawn by this program, found none of its text", path);
+    }
+    return s;
+}
+
+static void picture_free(struct picture *p, const dfcl_context *ctx) {
+    char *const all[] = {p->base, p->request, p->layout, p->columns, p->zoom, p->noise};
+    for (size_t i = 0; i < KEPT; i++)
+        dfcl_text_free(ctx, p->value[i]);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        dfcl_text_free(ctx, all[i]);
+}
+
+/* Was the option given? */
+static bool given(int argc, char **argv, const char *name) {
+    size_t n = strlen(name);
+    for (int i = 1; i < argc; i++)
+        if (!strncmp(argv[i], name, n) && (!argv[i][n] || argv[i][n] == '='))
+            return true;
+    return false;
 }
 
 /* "0,3,7" or names, separated by commas; "all"; "null". */
@@ -71,22 +162,6 @@ static dfcl_status parse_classes(const dfcl_model *m, int domain, const char *te
     return DFCL_OK;
 }
 
-/* "file" or "file:0.7"; a file of that whole name wins. */
-static void split_strength(const char *text, char *path, size_t size, double *strength) {
-    *strength = 1;
-    snprintf(path, size, "%s", text);
-    struct stat st;
-    char *colon = strrchr(path, ':');
-    if (!colon || stat(path, &st) == 0)
-        return;
-    char *end;
-    double v = strtod(colon + 1, &end);
-    if (end != colon + 1 && !*end && isfinite(v)) {
-        *strength = v;
-        *colon = 0;
-    }
-}
-
 static dfcl_status read_noise(struct cli *c, const char *path, const char *key, const int64_t *want, int ndim, float **out, dfcl_error *err) {
     int64_t shape[8];
     int n;
@@ -112,31 +187,37 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     struct dfcl_model_params mp = {0};
     struct dfcl_sample_params sp = {.cfg = 1.0};
     struct cli_list deltas = {0};
+    const char *requests_path = NULL, *from = NULL, *guidance = "class", *interval = NULL;
     const char *classes = NULL, *sampler = "ddpm", *out = NULL, *vae = "none", *clip = "auto";
     const char *weights = NULL, *pack = NULL;
     const char *init_noise = NULL, *step_noise = NULL, *save_latents = NULL;
-    int per_class = 4, columns = 0, zoom = 0;
+    int per_class = 0, columns = 0, zoom = 0;
     bool force = false;
     const struct cli_option options[] = {
         {"--model", CLI_STR, &mp.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
-        {"--delta", CLI_LIST, &deltas, "F[:S]", "fine-tuned domain, with an optional strength (1)", 0, 0},
+        {"--delta", CLI_LIST, &deltas, "F[:S]", "fine-tuned domain, with an optional strength (1); several are blended", 0, 0},
+        {"--requests", CLI_STR, &requests_path, "FILE", "requests, one a line: delta, class, seed, guidance, count ... (docs/formats.md)", 0, 0},
+        {"--from", CLI_STR, &from, "PNG", "draw what this picture says of itself again", 0, 0},
+        {"--max-domains", CLI_INT, &mp.max_domains, "N", "deltas and blends in memory at a time (all of them, at most 64)", 1, 4096},
         {"--heads", CLI_INT, &mp.heads, "H", "attention heads, where the file does not say", 1, 1024},
         {"--weights-of", CLI_STR, &mp.which, "W", "training checkpoints: ema (default) or model", 0, 0},
         CLI_WEIGHTS_OPTIONS(&weights, &pack),
         {"--classes", CLI_STR, &classes, "LIST", "ids or names separated by commas, null, or all (default)", 0, 0},
-        {"-n", CLI_INT, &per_class, "N", "pictures per class (4)", 1, 1000000},
+        {"-n", CLI_INT, &per_class, "N", "pictures per class (4), or per request (1)", 1, 1000000},
         {"--sampler", CLI_STR, &sampler, "S", "ddpm (default), ddim, dpm++", 0, 0},
         {"--steps", CLI_INT, &sp.steps, "N", "sampling steps (ddpm 250, else 50)", 1, 1000},
         {"--spacing", CLI_STR, &sp.spacing, "S", "ddpm, ddim: even (default) or ddim: constant stride", 0, 0},
         {"--eta", CLI_DBL, &sp.eta, "X", "ddim: 0 (default) deterministic ... 1 ancestral", 0, 1},
         {"--cfg", CLI_DBL, &sp.cfg, "W", "guidance scale (1: none)", 0, 100},
         {"--cfg-channels", CLI_STR, &sp.cfg_channels, "3|all", "channels that are guided: 3 as the original, or all (3 for latents of 4)", 0, 0},
+        {"--guidance", CLI_STR, &guidance, "class|domain", "reference: the domain's null class (default), or the base's", 0, 0},
+        {"--cfg-interval", CLI_STR, &interval, "LO,HI", "guidance only at noise levels LO < sigma <= HI (everywhere)", 0, 0},
         {"--clip", CLI_STR, &clip, "on|off", "clamp the predicted picture to [-1,1] (on for pixel models)", 0, 0},
         {"--seed", CLI_U64, &sp.seed, "N", "seed (0)", 0, 0},
         {"--batch", CLI_INT, &sp.batch, "B", "pictures per pass (8)", 1, 65536},
         {"--max-memory", CLI_SIZE, &sp.max_memory, "SIZE", "device memory to stay within", 0, 0},
         {"--vae", CLI_STR, &vae, "none", "none: pixel models, or only --save-latents", 0, 0},
-        {"--out", CLI_STR, &out, "PATH", "grid (NAME.png) or folder of numbered pictures", 0, 0},
+        {"--out", CLI_STR, &out, "PATH", "grid (NAME.png), samples for an evaluator (NAME.npz), or a folder of pictures", 0, 0},
         {"--columns", CLI_INT, &columns, "N", "columns of the grid (-n)", 1, 10000},
         {"--zoom", CLI_INT, &zoom, "N", "draw each pixel N times (small pictures are enlarged)", 1, 64},
         {"--init-noise", CLI_STR, &init_noise, "FILE", "safetensors with z [n,C,S,S] instead of the seed's noise", 0, 0},
@@ -145,8 +226,39 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         {"--force", CLI_FLAG, &force, NULL, "use a delta that was made on another base", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv, "sample --model FILE [--delta FILE] --out PATH [options]\n\nDraws pictures. The same seed gives the same noise in any batch and on any device.",
-              options, NULL, 0);
+    static const char usage[] =
+        "sample --model FILE [--delta FILE] --out PATH [options]\n       difffit-cl sample --from PNG --out PATH\n\nDraws pictures. The same seed gives the "
+        "same noise in any batch and on any device.\nPictures are written batch by batch; an interrupted run keeps them.";
+    cli_parse(c, argc, argv, usage, options, NULL, 0);
+    dfcl_error err = {0};
+    struct picture pic = {0};
+    struct sample_requests r = {0};
+    dfcl_device *dev = NULL;
+    dfcl_model *model = NULL;
+    int *ids = NULL, id_count = 0;
+    float *z = NULL, *zs = NULL;
+    struct sample_out to = {.c = c};
+    dfcl_status s = DFCL_OK;
+    if (from) {
+        static const char *const fixed[] = {"--delta", "--classes", "--requests", "-n", "--seed", "--cfg", "--init-noise", "--step-noise"};
+        for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
+            if (given(argc, argv, fixed[i]))
+                return cli_usage(c, "%s: --from takes this from the picture", fixed[i]);
+        if ((s = picture_read(&pic, c, from, &err)) != DFCL_OK)
+            goto out;
+        /* the picture's settings, then the flags, which win */
+        const char *words[2 * KEPT + CLI_LIST_MAX + 1];
+        int n = 0;
+        words[n++] = argv[0];
+        for (size_t i = 0; i < KEPT; i++)
+            if (pic.value[i] && *pic.value[i]) {
+                words[n++] = kept[i].option;
+                words[n++] = pic.value[i];
+            }
+        for (int i = 1; i < argc && n < (int)(sizeof words / sizeof *words); i++)
+            words[n++] = argv[i];
+        cli_parse(c, n, (char **)words, usage, options, NULL, 0);
+    }
     if (!mp.path)
         return cli_usage(c, "--model is required");
     if (!out && !save_latents)
@@ -171,102 +283,127 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--eta is for --sampler ddim, found %s", sampler);
     if (sp.spacing && sp.sampler == DFCL_SAMPLER_DPMPP_2M)
         return cli_usage(c, "--spacing is for ddpm and ddim: dpm++ has its own");
-    bool grid = out && sample_out_is_grid(out);
-    static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".npz"};
+    to.path = out;
+    to.latents_path = save_latents;
+    to.layout = out ? sample_layout_of(out) : SAMPLE_FOLDER;
+    static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp"};
     const char *dot = out ? strrchr(out, '.') : NULL;
     for (size_t i = 0; dot && i < sizeof others / sizeof *others; i++)
         if (!strcasecmp(dot, others[i]))
-            return cli_usage(c, "--out: expected NAME.png or a folder, found '%s'", out);
-    if (!grid && (columns || zoom))
+            return cli_usage(c, "--out: expected NAME.png, NAME.npz or a folder, found '%s'", out);
+    if (to.layout == SAMPLE_GRID && pic.layout && !strcmp(pic.layout, "picture") && !columns && !zoom)
+        to.layout = SAMPLE_PICTURE; /* one picture comes back as it was */
+    if (to.layout != SAMPLE_GRID && (columns || zoom))
         return cli_usage(c, "--columns and --zoom are for a grid (--out NAME.png)");
-    if (deltas.count > 1)
-        return cli_usage(c, "--delta: expected one delta, found %d", deltas.count);
+    if (deltas.count > REQUEST_DELTAS)
+        return cli_usage(c, "--delta: expected at most %d to blend, found %d", (int)REQUEST_DELTAS, deltas.count);
+    if (requests_path && classes)
+        return cli_usage(c, "--classes: --requests names the classes");
+    if (requests_path && (init_noise || step_noise))
+        return cli_usage(c, "--init-noise and --step-noise do not go with --requests");
+    if (!strcmp(guidance, "domain"))
+        sp.guidance = DFCL_GUIDANCE_DOMAIN;
+    else if (strcmp(guidance, "class"))
+        return cli_usage(c, "--guidance: expected class or domain, found '%s'", guidance);
+    char rest;
+    if (interval && (sscanf(interval, "%lf,%lf%c", &sp.cfg_lo, &sp.cfg_hi, &rest) != 2 || !(sp.cfg_lo >= 0 && sp.cfg_hi > sp.cfg_lo && isfinite(sp.cfg_hi))))
+        return cli_usage(c, "--cfg-interval: expected LO,HI with 0 <= LO < HI, found '%s'", interval);
     int code = cli_weights(c, weights, pack, &mp);
     if (code)
         return code;
     if (!sp.steps)
         sp.steps = sp.sampler == DFCL_SAMPLER_DDPM ? 250 : 50;
 
-    dfcl_error err = {0};
-    dfcl_device *dev = NULL;
-    dfcl_model *model = NULL;
-    int *ids = NULL, id_count = 0, domain = 0;
-    struct dfcl_sample_request *requests = NULL;
-    float *z = NULL, *zs = NULL;
-    struct sample_out to = {.c = c, .path = out, .latents_path = save_latents};
+    /* A line for everything that is asked for; the flags give what a line leaves out. Without a file there is one line, spread over the classes later. */
+    struct sample_line defaults = {.seed = sp.seed, .cfg = sp.cfg, .count = per_class ? per_class : requests_path ? 1 : 4, .deltas = deltas.count};
+    for (int i = 0; i < deltas.count; i++)
+        defaults.delta[i] = (char *)(uintptr_t)deltas.items[i];
     cli_catch_signals();
-    dfcl_status s = sample_out_check(&to, &err);
+    s = sample_out_check(&to, &err);
+    if (!s && requests_path)
+        s = sample_requests_read(&r, requests_path, &defaults, &err);
+    else if (!s)
+        s = sample_requests_parse(&r, from ? pic.request : "class=null", from ? from : "--delta", &defaults, &err);
+    if (!s)
+        s = sample_requests_group(&r, &err);
+    if (!s && !mp.max_domains)
+        mp.max_domains = r.set_count < 1 ? 1 : r.set_count < 64 ? r.set_count : 64;
     if (!s)
         s = cli_open_device(c, &dev, &err);
     if (!s)
         s = dfcl_model_open(&model, dev, &mp, &err);
-    if (!s && deltas.count) {
-        char path[4096];
-        double strength;
-        split_strength(deltas.items[0], path, sizeof path, &strength);
-        s = dfcl_model_load_delta(model, path, (float)strength, force, &domain, &err);
+    if (!s && pic.base && strcmp(pic.base, dfcl_model_hash(model)) && !force) {
+        s = err.status = DFCL_FORMAT;
+        snprintf(err.msg, sizeof err.msg, "%s: drawn with the base %s, but %s is %s; use the right base, or force it", from, pic.base, mp.path,
+                 dfcl_model_hash(model));
     }
     if (!s)
-        s = parse_classes(model, domain, classes, &ids, &id_count, &err);
+        s = sample_requests_resolve(&r, c, model, force, &err);
+    if (!s && !requests_path && !from && !(s = parse_classes(model, r.set_count ? r.sets[0].domain : 0, classes, &ids, &id_count, &err))) {
+        if ((int64_t)id_count * defaults.count > 1000000) {
+            s = cli_usage(c, "%lld pictures are too many for one call (at most 1000000)", (long long)id_count * defaults.count);
+            goto quiet_out;
+        }
+        s = sample_requests_spread(&r, model, ids, id_count, &err);
+    }
     if (s)
         goto out;
     const struct dfcl_model_shape *shape = dfcl_model_get_shape(model);
     if (out && shape->channels != 1 && shape->channels != 3) {
         s = cli_usage(c, "the model works on latents of %d channels: pictures need a decoder; write them with --save-latents", shape->channels);
-        err.status = s;
         goto quiet_out;
     }
-    int64_t n64 = (int64_t)id_count * per_class;
-    if (n64 > 1000000) {
-        s = cli_usage(c, "%lld pictures are too many for one call (at most 1000000)", (long long)n64);
-        goto quiet_out;
-    }
-    int n = (int)n64;
-    requests = calloc((size_t)n, sizeof *requests);
-    if (!requests) {
-        err.status = s = DFCL_NOMEM;
-        snprintf(err.msg, sizeof err.msg, "out of memory");
-        goto out;
-    }
-    for (int i = 0; i < n; i++)
-        requests[i] = (struct dfcl_sample_request){.domain = domain, .class_id = ids[i / per_class], .number = (uint32_t)i};
-    const int64_t want[5] = {sp.steps, n, shape->channels, shape->input, shape->input};
+    to.n = (int)r.pictures;
+    const int64_t want[5] = {sp.steps, to.n, shape->channels, shape->input, shape->input};
     if (init_noise && (s = read_noise(c, init_noise, "z", want + 1, 4, &z, &err)) != DFCL_OK)
         goto out;
     if (step_noise && (s = read_noise(c, step_noise, "step_noise", want, 5, &zs, &err)) != DFCL_OK)
         goto out;
     sp.init_noise = z;
     sp.step_noise = zs;
-    char steps[16], seed[32], cfg[32], eta[32];
+    char steps[16], eta[32], heads[16];
     snprintf(steps, sizeof steps, "%d", sp.steps);
-    snprintf(seed, sizeof seed, "%llu", (unsigned long long)sp.seed);
-    snprintf(cfg, sizeof cfg, "%g", sp.cfg);
-    snprintf(eta, sizeof eta, "%g", sp.eta);
-    const char *text[] = {"Software", "difffit-cl", "version", dfcl_version(), "base", dfcl_model_hash(model), "weights",
-                          weights ? weights : "f32", "delta", deltas.count ? deltas.items[0] : "", "classes", classes ? classes : "all", "sampler", sampler, "steps", steps,
-                          "spacing", sp.spacing ? sp.spacing : "even", "eta", eta, "cfg", cfg, "seed", seed, NULL};
-    to.n = n;
+    snprintf(eta, sizeof eta, "%.17g", sp.eta);
+    snprintf(heads, sizeof heads, "%d", mp.heads);
+    const char *const pairs[][2] = {{"Software", "difffit-cl"},
+                                    {"version", dfcl_version()},
+                                    {"base", dfcl_model_hash(model)},
+                                    {"model", mp.path},
+                                    {"heads", mp.heads ? heads : NULL},
+                                    {"weights-of", mp.which},
+                                    {"weights", weights},
+                                    {"sampler", sampler},
+                                    {"steps", steps},
+                                    {"spacing", sp.spacing},
+                                    {"eta", sp.eta > 0 ? eta : NULL},
+                                    {"clip", sp.clip ? clip : NULL},
+                                    {"cfg-channels", sp.cfg_channels},
+                                    {"guidance", guidance},
+                                    {"cfg-interval", interval},
+                                    {"noise", z || zs ? "given" : NULL}};
+    const char *text[2 * sizeof pairs / sizeof *pairs + 1];
+    size_t k = 0;
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        if (pairs[i][1]) {
+            text[k++] = pairs[i][0];
+            text[k++] = pairs[i][1];
+        }
+    text[k] = NULL;
     to.channels = shape->channels;
     to.side = shape->input;
-    to.columns = columns ? columns : per_class;
-    to.zoom = zoom ? zoom : shape->input <= 32 ? 4 : shape->input <= 64 ? 2 : 1;
+    to.columns = columns ? columns : pic.columns ? atoi(pic.columns) : requests_path ? 8 : defaults.count;
+    to.zoom = zoom ? zoom : pic.zoom ? atoi(pic.zoom) : shape->input <= 32 ? 4 : shape->input <= 64 ? 2 : 1;
     to.text = text;
-    to.requests = requests;
-    sp.progress = on_progress;
-    sp.progress_user = &to;
-    sp.stop = on_stop;
-    sp.ready = on_ready;
+    to.requests = &r;
     s = sample_out_begin(&to, &err);
     if (!s)
-        s = dfcl_sample(model, &sp, requests, n, NULL, &err);
+        s = draw(&to, model, &r, &sp, force, &err);
     if (!s || s == DFCL_INTERRUPTED) {
         dfcl_error late = {0};
         dfcl_status end = sample_out_end(&to, s ? &late : &err);
         s = s ? s : end;
         if (late.status)
             cli_fail(c, &late);
-        else if (s && to.done)
-            snprintf(err.msg + strlen(err.msg), sizeof err.msg - strlen(err.msg), " and kept");
     }
     if (!s && !c->quiet)
         printf("%s\n", out ? out : save_latents);
@@ -274,10 +411,11 @@ out:
     if (s)
         s = (dfcl_status)cli_fail(c, &err);
 quiet_out:
+    picture_free(&pic, c->ctx);
     dfcl_tensor_free(c->ctx, z);
     dfcl_tensor_free(c->ctx, zs);
     sample_out_free(&to);
-    free(requests);
+    sample_requests_free(&r);
     free(ids);
     dfcl_model_close(&model);
     dfcl_device_close(&dev);

@@ -12,8 +12,8 @@ static bool ends_with(const char *s, const char *tail) {
     return n >= m && !strcasecmp(s + n - m, tail);
 }
 
-bool sample_out_is_grid(const char *path) {
-    return ends_with(path, ".png");
+enum sample_layout sample_layout_of(const char *path) {
+    return ends_with(path, ".png") ? SAMPLE_GRID : ends_with(path, ".npz") ? SAMPLE_NPZ : SAMPLE_FOLDER;
 }
 
 static dfcl_status no_place(dfcl_error *err, const char *path, const char *why) {
@@ -35,7 +35,8 @@ static dfcl_status check_place(const char *path, bool folder, dfcl_error *err) {
     bool there = stat(path, &st) == 0;
     if (there && folder != (bool)S_ISDIR(st.st_mode))
         return no_place(err, path,
-                        folder ? "expected NAME.png or a folder, found a file" : "expected a file, found a folder");
+                        folder ? "expected NAME.png, NAME.npz or a folder, found a file"
+                               : "expected a file, found a folder");
     snprintf(dir, sizeof dir, "%s", path);
     for (size_t n = strlen(dir); n > 1 && dir[n - 1] == '/'; n--)
         dir[n - 1] = 0;
@@ -55,7 +56,7 @@ static dfcl_status check_place(const char *path, bool folder, dfcl_error *err) {
 }
 
 dfcl_status sample_out_check(const struct sample_out *o, dfcl_error *err) {
-    dfcl_status s = o->path ? check_place(o->path, !sample_out_is_grid(o->path), err) : DFCL_OK;
+    dfcl_status s = o->path ? check_place(o->path, o->layout == SAMPLE_FOLDER, err) : DFCL_OK;
     return s || !o->latents_path ? s : check_place(o->latents_path, false, err);
 }
 
@@ -64,37 +65,61 @@ static size_t values(const struct sample_out *o) {
 }
 
 dfcl_status sample_out_begin(struct sample_out *o, dfcl_error *err) {
-    bool grid = o->path && sample_out_is_grid(o->path);
-    if ((grid && !(o->pixels = calloc((size_t)o->n, values(o)))) ||
+    if ((o->path && o->layout == SAMPLE_GRID && !(o->pixels = calloc((size_t)o->n, values(o)))) ||
+        (o->path && o->layout == SAMPLE_NPZ && !(o->labels = calloc((size_t)o->n, sizeof *o->labels))) ||
         (o->latents_path && !(o->latents = calloc((size_t)o->n, values(o) * sizeof *o->latents))))
         return no_memory(err);
-    return DFCL_OK;
+    return o->labels ? dfcl_npz_writer_create(&o->npz, o->c->ctx, o->path, o->n, o->side, o->side, o->channels, err)
+                     : DFCL_OK;
 }
 
-/* Picture i of the run as a numbered file. */
-static dfcl_status write_numbered(const struct sample_out *o, int i, const uint8_t *pixels, dfcl_error *err) {
+/* The text chunks with `request`, and `more` pairs before it. */
+static dfcl_status write_png(const struct sample_out *o, const char *path, const uint8_t *pixels, int w, int h,
+                             const char *const *more, const char *request, dfcl_error *err) {
+    const char *text[80];
+    size_t k = 0;
+    const char *const *const lists[] = {o->text, more};
+    for (int l = 0; l < 2; l++)
+        for (size_t i = 0; lists[l] && lists[l][i] && k < 76; i++)
+            text[k++] = lists[l][i];
+    text[k++] = "request";
+    text[k++] = request;
+    text[k] = NULL;
+    return dfcl_png_write(o->c->ctx, path, pixels, w, h, o->channels, text, err);
+}
+
+static dfcl_status write_one(const struct sample_out *o, int i, const uint8_t *pixels,
+                             const struct dfcl_sample_request *q, const struct sample_line *l, dfcl_error *err) {
     char path[4096], id[32], number[32];
-    snprintf(path, sizeof path, "%s/%06d.png", o->path, i);
-    snprintf(id, sizeof id, "%d", o->requests[i].class_id);
-    snprintf(number, sizeof number, "%u", o->requests[i].number);
-    const char *text[40];
-    int k = 0;
-    for (; o->text[k] && k < 32; k++)
-        text[k] = o->text[k];
-    const char *const more[] = {"class", id, "number", number, NULL};
-    memcpy(text + k, more, sizeof more);
-    return dfcl_png_write(o->c->ctx, path, pixels, o->side, o->side, o->channels, text, err);
+    unsigned of_line = q->number - l->number;
+    snprintf(id, sizeof id, "%d", q->class_id);
+    snprintf(number, sizeof number, "%u", q->number);
+    if (o->layout == SAMPLE_PICTURE)
+        snprintf(path, sizeof path, "%s", o->path);
+    else if (!l->name)
+        snprintf(path, sizeof path, "%s/%06d.png", o->path, i);
+    else if (l->count == 1)
+        snprintf(path, sizeof path, "%s/%s.png", o->path, l->name);
+    else
+        snprintf(path, sizeof path, "%s/%s-%06u.png", o->path, l->name, of_line);
+    char *request = sample_line_text(l, q->number, 1);
+    const char *const more[] = {"layout", "picture", "class", id, "number", number, NULL};
+    dfcl_status s = request ? write_png(o, path, pixels, o->side, o->side, more, request, err) : no_memory(err);
+    free(request);
+    return s;
 }
 
-dfcl_status sample_out_add(struct sample_out *o, int count, const float *latents, dfcl_error *err) {
+dfcl_status sample_out_add(struct sample_out *o, int count, const float *latents,
+                           const struct dfcl_sample_request *requests, const struct sample_line *const *lines,
+                           dfcl_error *err) {
     dfcl_status s = DFCL_OK;
     size_t each = values(o), at = (size_t)o->done * each;
     if (o->latents)
         memcpy(o->latents + at, latents, (size_t)count * each * sizeof *latents);
-    if (o->path && sample_out_is_grid(o->path)) {
+    if (o->path && o->layout == SAMPLE_GRID) {
         dfcl_pixels(latents, count, o->channels, o->side, o->pixels + at);
     } else if (o->path) {
-        if (o->done == 0 && mkdir(o->path, 0777) != 0 && errno != EEXIST) {
+        if (o->layout == SAMPLE_FOLDER && o->done == 0 && mkdir(o->path, 0777) != 0 && errno != EEXIST) {
             char why[128];
             snprintf(why, sizeof why, "cannot create folder: %s", strerror(errno));
             return no_place(err, o->path, why);
@@ -103,12 +128,56 @@ dfcl_status sample_out_add(struct sample_out *o, int count, const float *latents
         if (!pixels)
             return no_memory(err);
         dfcl_pixels(latents, count, o->channels, o->side, pixels);
-        for (int i = 0; i < count && !s; i++)
-            s = write_numbered(o, o->done + i, pixels + (size_t)i * each, err);
+        for (int i = 0; i < count && o->labels; i++)
+            o->labels[o->done + i] = requests[i].class_id;
+        if (o->labels)
+            s = dfcl_npz_writer_add(o->npz, pixels, count, err);
+        for (int i = 0; i < count && !o->labels && !s; i++)
+            s = write_one(o, o->done + i, pixels + (size_t)i * each, &requests[i], lines[i], err);
         free(pixels);
     }
     if (!s)
         o->done += count;
+    return s;
+}
+
+/* All lines that have been drawn, the last as far as it was. */
+static char *requests_text(const struct sample_out *o) {
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+    bool good = f;
+    int left = o->done;
+    for (int i = 0; good && i < o->requests->count && left > 0; i++) {
+        const struct sample_line *l = &o->requests->line[i];
+        int count = l->count < left ? l->count : left;
+        char *line = sample_line_text(l, l->number, count);
+        good = line && fputs(line, f) >= 0;
+        free(line);
+        left -= count;
+    }
+    good = f && fclose(f) == 0 && good;
+    if (!good) {
+        free(text);
+        text = NULL;
+    }
+    return text;
+}
+
+static dfcl_status write_grid(const struct sample_out *o, dfcl_error *err) {
+    uint8_t *grid = NULL;
+    int w, h;
+    char columns[16], zoom[16], *request = requests_text(o);
+    snprintf(columns, sizeof columns, "%d", o->columns);
+    snprintf(zoom, sizeof zoom, "%d", o->zoom);
+    const char *const more[] = {"layout", "grid", "columns", columns, "zoom", zoom, NULL};
+    dfcl_status s = request ? dfcl_grid(o->c->ctx, o->pixels, o->done, o->side, o->channels, o->columns, o->zoom, &grid,
+                                        &w, &h, err)
+                            : no_memory(err);
+    if (!s)
+        s = write_png(o, o->path, grid, w, h, more, request, err);
+    dfcl_free_pixels(o->c->ctx, grid);
+    free(request);
     return s;
 }
 
@@ -120,20 +189,19 @@ dfcl_status sample_out_end(struct sample_out *o, dfcl_error *err) {
         const int64_t shape[4] = {o->done, o->channels, o->side, o->side};
         s = dfcl_tensor_write(o->c->ctx, o->latents_path, "latents", o->latents, shape, 4, err);
     }
-    if (!s && o->path && sample_out_is_grid(o->path)) {
-        uint8_t *grid = NULL;
-        int w, h;
-        s = dfcl_grid(o->c->ctx, o->pixels, o->done, o->side, o->channels, o->columns, o->zoom, &grid, &w, &h, err);
-        if (!s)
-            s = dfcl_png_write(o->c->ctx, o->path, grid, w, h, o->channels, o->text, err);
-        dfcl_free_pixels(o->c->ctx, grid);
-    }
+    if (!s && o->pixels)
+        s = write_grid(o, err);
+    if (!s && o->npz)
+        s = dfcl_npz_writer_finish(&o->npz, o->labels, err);
     return s;
 }
 
 void sample_out_free(struct sample_out *o) {
     free(o->pixels);
     free(o->latents);
+    free(o->labels);
+    dfcl_npz_writer_destroy(&o->npz);
     o->pixels = NULL;
     o->latents = NULL;
+    o->labels = NULL;
 }
