@@ -48,7 +48,8 @@ struct dfcl_bench_params {
     struct dfcl_model_params model;
     int batch;            /* pictures a pass, step or call */
     const char *method;   /* training: NULL: "difffit"; as in dfcl_train_params */
-    int micro_batch;      /* training: as in dfcl_train_params */
+    int micro_batch;      /* training, as in dfcl_train_params; so is recompute */
+    const char *recompute;
     uint64_t max_memory;  /* as in dfcl_train_params and dfcl_sample_params; a forward pass that does not fit is DFCL_NOMEM */
     uint64_t seed;        /* of inputs */
     struct dfcl_sample_params sample; /* sampling: sampler, steps, spacing, eta, cfg, cfg_channels, clip; the rest is set here */
@@ -87,6 +88,7 @@ struct dfcl_bench_info {
     uint64_t device_bytes;   /* most that was allocated on the device so far */
     int64_t trained_values;  /* training */
     int micro_batch;         /* training: samples a pass */
+    const char *recompute;   /* training: what backward runs again: "none", "cheap", "block"; else NULL */
     int variant_count;       /* of matrix products and attention; sampling: known after the first run */
     struct dfcl_bench_variant variants[8];
 };

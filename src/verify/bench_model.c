@@ -101,6 +101,8 @@ static dfcl_status open_forward(struct dfcl_bench *b, dfcl_error *err) {
 static dfcl_status open_train(struct dfcl_bench *b, dfcl_error *err) {
     struct dfcl_method_config mc = {.method = b->p.method, .seed = b->p.seed};
     struct dfcl_stepper_options o = {.batch = b->p.batch, .micro = b->p.micro_batch, .max_memory = b->p.max_memory};
+    if (b->p.recompute && strcmp(b->p.recompute, "auto") && (o.recompute = dfcl_recompute_named(b->p.recompute)) == DFCL_RECOMPUTE_COUNT)
+        return dfcl_fail(err, DFCL_USAGE, "recompute: expected auto, none, cheap or block, found %s", b->p.recompute);
     dfcl_status s = dfcl_method_open(&b->model, b->dev, &b->p.model, &mc, err);
     if (!s)
         s = make_inputs(b, err);
@@ -299,6 +301,7 @@ dfcl_status dfcl_bench_get_info(dfcl_bench *b, struct dfcl_bench_info *info, dfc
         info->planned_bytes = plan->total + own;
         info->trained_values = dfcl_stepper_count(b->st);
         info->micro_batch = dfcl_stepper_micro(b->st);
+        info->recompute = dfcl_recompute_name(plan->recompute);
     }
     return pass ? dfcl_dit_walk(dit, pass, note, info, err) : DFCL_OK;
 }

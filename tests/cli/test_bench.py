@@ -106,6 +106,8 @@ def test_help():
     fails(2, "forward", "--size", "DiT-Q/2", says="DiT-Q/2")
     fails(2, "forward", "--size", "DiT-S/8", "--model", "x", says=["--model", "--size"])
     fails(2, "train", "--model", base(), "--method", "lora", says=["lora", "difffit"])
+    fails(2, "train", "--model", base(), "--recompute", "all", says=["recompute", "all", "cheap"])
+    fails(2, "forward", "--model", base(), "--weights", "f8", says=["--weights", "f8"])
     fails(2, "sample", "--model", base(), "--sampler", "euler", says=["euler", "dpm++"])
     fails(2, "forward", "--model", base(), "--weights", "f8", says=["--weights", "bf16"])
     fails(7, "forward", "--model", path("nothing"), says="nothing")
@@ -126,8 +128,15 @@ def test_measures():
             first = r["first_step"]
             assert r["method"] == method and abs(first["loss"] - first["mse"] - first["vb"]) < 1e-5 and first["grad_norm"] > 0
             assert r["variants"]["linear_dx"] and ("linear_dw" in r["variants"]) == (method == "full")
+        levels = [measure("train", *at, "--batch", 2, "--micro-batch", 2, "--recompute", level) for level in ("none", "cheap", "block")]
+        assert [r["recompute"] for r in levels] == ["none", "cheap", "block"]
+        assert levels[0]["planned_bytes"] > levels[1]["planned_bytes"] > levels[2]["planned_bytes"]
+        assert len({(r["first_step"]["loss"], r["first_step"]["grad_norm"], r["gflop_per_image"]) for r in levels}) == 1
         r = measure("forward", "--device", d, "--size", "DiT-S/8", "--pixels", 128)
         check(r, "forward", 1, d)
+        half = measure("forward", "--device", d, "--size", "DiT-S/8", "--pixels", 128, "--weights", "bf16")
+        check(half, "forward", 1, d, "bf16")
+        assert half["planned_bytes"] < 0.6 * r["planned_bytes"]
         assert (r["size"], r["input"], r["channels"], r["classes"]) == ("DiT-S/8", 16, 4, 1000)
 
 

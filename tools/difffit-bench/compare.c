@@ -63,7 +63,7 @@ static bool spread_of(const cJSON *o, const char *key, struct bench_spread *s) {
 /* What must be equal for times to be of the same work. */
 static dfcl_status same_work(const struct result *a, const struct result *b, dfcl_error *err) {
     static const char *const keys[] = {"benchmark", "depth", "hidden", "heads",  "patch", "input", "channels",
-                                       "classes",   "batch", "method", "weights", "sampler", "steps", "cfg"};
+                                       "classes",   "batch", "method", "weights", "pack", "sampler", "steps", "cfg"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         const cJSON *x = cJSON_GetObjectItemCaseSensitive(a->root, keys[i]), *y = cJSON_GetObjectItemCaseSensitive(b->root, keys[i]);
         if (!x && !y)

@@ -9,7 +9,7 @@ struct job {
     const char *name; /* the benchmark */
     struct dfcl_bench_params p;
     struct dfcl_init_params init;
-    const char *size, *weights, *pack, *variants, *inputs, *output, *sampler;
+    const char *size, *variants, *inputs, *output, *sampler, *weights, *pack;
     int pixels, repeat, warmup;
     bool json, paced;
     dfcl_device *dev;
@@ -163,10 +163,10 @@ static void print_json(const struct job *j, const struct dfcl_bench_info *info, 
     printf(",\n  \"size\": \"%s\", \"depth\": %d, \"hidden\": %d, \"heads\": %d, \"patch\": %d", sh->name, sh->depth, sh->hidden, sh->heads,
            sh->patch);
     printf(", \"input\": %d, \"channels\": %d, \"classes\": %d", sh->input, sh->channels, sh->classes);
-    printf(",\n  \"weights\": \"%s\", \"batch\": %d, \"repeat\": %d", j->weights ? j->weights : "f32", j->p.batch, j->count);
+    printf(",\n  \"weights\": \"%s\", \"pack\": \"%s\", \"batch\": %d, \"repeat\": %d", j->weights, j->pack, j->p.batch, j->count);
     if (j->p.kind == DFCL_BENCH_TRAIN)
-        printf(", \"method\": \"%s\", \"micro_batch\": %d, \"trained_values\": %lld", j->p.method, info->micro_batch,
-               (long long)info->trained_values);
+        printf(", \"method\": \"%s\", \"micro_batch\": %d, \"recompute\": \"%s\", \"trained_values\": %lld", j->p.method, info->micro_batch,
+               info->recompute, (long long)info->trained_values);
     if (j->p.kind == DFCL_BENCH_SAMPLE)
         printf(", \"sampler\": \"%s\", \"steps\": %d, \"cfg\": %g", j->sampler, j->p.sample.steps, j->p.sample.cfg);
     printf(",\n  ");
@@ -191,9 +191,9 @@ static void print_json(const struct job *j, const struct dfcl_bench_info *info, 
 static void print_text(const struct job *j, const struct dfcl_bench_info *info, const struct summary *m) {
     const struct dfcl_model_shape *sh = &info->shape;
     const double mib = 1048576.0;
-    printf("%s %s, %d x %d x %d, f32, batch %d: %.4g s per image%s (%.4g to %.4g, %d runs)\n", j->name,
-           sh->name[0] ? sh->name : "a model of its own size", sh->channels, sh->input, sh->input, j->p.batch,
-           m->s.median, j->p.kind == DFCL_BENCH_TRAIN ? " and step" : "", m->s.min, m->s.max, j->count);
+    printf("%s %s, %d x %d x %d, %s, batch %d: %.4g s per image%s (%.4g to %.4g, %d runs)\n", j->name,
+           sh->name[0] ? sh->name : "a model of its own size", sh->channels, sh->input, sh->input, j->weights,
+           j->p.batch, m->s.median, j->p.kind == DFCL_BENCH_TRAIN ? " and step" : "", m->s.min, m->s.max, j->count);
     printf("  %.1f GFLOP/s of %.1f GFLOP per image", m->gflops, info->flops / j->p.batch / 1e9);
     if (j->peak > 0)
         printf("; %.1f %% of the f32 peak (%.1f before, %.1f GFLOP/s after)", 100 * m->fraction, j->peak / 1e9, j->peak_after / 1e9);
@@ -265,7 +265,7 @@ static int measure(struct job *j, int argc, char **argv, const char *usage, cons
         {"--repeat", CLI_INT, &j->repeat, "N", "timed runs (5)", 1, 10000},
         {"--warmup", CLI_INT, &j->warmup, "N", "runs before them that do not count (1)", 0, 10000},
         {"--seed", CLI_U64, &j->p.seed, "N", "seed of weights and inputs (0)", 0, 0},
-        {"--inputs", CLI_STR, &j->inputs, "FILE", "safetensors with x [B,C,S,S] and classes y [B]; forward, train: t [B]; train: noise [B,C,S,S]", 0, 0},
+        {"--inputs", CLI_STR, &j->inputs, "FILE", "safetensors: x [B,C,S,S], classes y [B]; not for sample: t [B]; train: noise [B,C,S,S]", 0, 0},
         {"--variants", CLI_STR, &j->variants, "LIST", "kernel variants allowed (portable) or forbidden (-cpu)", 0, 0},
         {"--paced", CLI_FLAG, &j->paced, NULL, "say \"ready\", run once for each line of standard input, answer with the seconds per image", 0, 0},
         {"--json", CLI_FLAG, &j->json, NULL, "print JSON", 0, 0},
@@ -278,10 +278,10 @@ static int measure(struct job *j, int argc, char **argv, const char *usage, cons
         options[n++] = *own;
     while (own++->name);
     cli_parse(j->c, argc, argv, usage, options, NULL, 0);
-
     int code = cli_weights(j->c, j->weights, j->pack, &j->p.model);
     if (code)
         return code;
+
     dfcl_error err = {0};
     dfcl_status s = choose_model(j, &err);
     if (!s && j->p.kind == DFCL_BENCH_SAMPLE)
@@ -301,7 +301,7 @@ static int measure(struct job *j, int argc, char **argv, const char *usage, cons
 }
 
 static struct job job_of(struct cli *c, const char *name, enum dfcl_bench_kind kind) {
-    return (struct job){.c = c, .name = name, .warmup = 1,
+    return (struct job){.c = c, .name = name, .warmup = 1, .weights = "f32", .pack = "auto",
                         .p = {.kind = kind, .batch = 1, .method = "difffit", .model = {.max_class_rows = 1}}};
 }
 
@@ -320,7 +320,8 @@ int bench_train(struct cli *c, int argc, char **argv) {
     const struct cli_option own[] = {
         {"--method", CLI_STR, &j.p.method, "M", "difffit (default), difffit-block, bitfit, full", 0, 0},
         {"--micro-batch", CLI_INT, &j.p.micro_batch, "B", "pictures per pass (as `difffit-cl train` chooses); divides the batch", 1, 65536},
-        {"--max-memory", CLI_SIZE, &j.p.max_memory, "SIZE", "device memory to stay within (8G, 800M)", 0, 0},
+        {"--recompute", CLI_STR, &j.p.recompute, "LEVEL", "what backward runs again to save memory: none, cheap, block; auto (default)", 0, 0},
+        {"--max-memory", CLI_SIZE, &j.p.max_memory, "SIZE", "device memory to stay within (8G, 800M): passes and --recompute follow", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
     return measure(&j, argc, argv, "train [options]\n\nSeconds per image and optimizer step: noise, forward, loss, backward, AdamW, moving average.",
