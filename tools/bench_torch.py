@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -304,6 +305,7 @@ def main():
         print("bench_torch.py: PyTorch is not installed for this Python", file=sys.stderr)
         return 1
     sys.path.insert(0, HERE)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the sides are stopped and the weights' file is removed
     one = dict(mode=a.mode, size=a.size, pixels=a.pixels, batch=a.batch, weights=a.weights)
     works = [w for w in TABLE if a.only in " ".join(map(str, w.values()))] if a.table else [one]
     rows, bad = [], 0
