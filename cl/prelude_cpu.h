@@ -118,3 +118,13 @@ DFCL_FN vf dfcl_vfirst(vf v, int n) {
         t[i] = i < n ? t[i] : 0.0f;
     return VLD(t);
 }
+
+/* Brings a line of cache near, to be read (0) or written (1); only a hint, any address will do. */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_prefetch)
+#define dfcl_fetch(p, write) __builtin_prefetch((const void *)(uintptr_t)(p), write, 3)
+#endif
+#endif
+#ifndef dfcl_fetch
+#define dfcl_fetch(p, write) ((void)(p))
+#endif

@@ -21,13 +21,14 @@ void dfcl_attn_bwd_ref(int B, int T, int H, int D, float scale, const float *qkv
 /* How a CPU variant cuts the work: `items` work-items walk over `units` = B*H heads times `parts`. */
 struct dfcl_attn_plan {
     int vector;         /* floats of a vector: 16, 8 or 4 */
-    int parts, size;    /* parts of a head; queries (forward) or blocks of keys (backward) of each */
+    int row;            /* floats of a row in scratch */
+    int parts, size;    /* parts of a head; queries (forward) or keys (backward) of each */
     int units, items;
     int64_t item_size;  /* floats of scratch of an item */
     char options[32];
 };
-/* Fills vector, parts, size, units, items, options for heads of `pieces` pieces that are not worth cutting further. */
-void dfcl_attn_plan_init(struct dfcl_attn_plan *p, const struct dfcl_device *dev, int heads, int pieces, int D);
+/* Fills all but item_size: parts of a multiple of `step` of a head's `rows` queries or keys, so that the compute units are done together. */
+void dfcl_attn_plan_init(struct dfcl_attn_plan *p, const struct dfcl_device *dev, int heads, int rows, int step, int D);
 
 /* The portable variant, cl/attn.cl: queries of a forward tile, rows of a backward tile and local memory in bytes for a head size. */
 struct dfcl_attn_tiles {
@@ -46,7 +47,7 @@ struct dfcl_attn_case {
     float mean, tol_factor;
     char label[96];
 };
-enum { DFCL_ATTN_CHECK_CASES = 59, DFCL_ATTN_BENCH_CASES = 4 };
+enum { DFCL_ATTN_CHECK_CASES = 60, DFCL_ATTN_BENCH_CASES = 10 };
 void dfcl_attn_case_get(int index, struct dfcl_attn_case *out);
 /* Fills qkv [B*T, 3*H*D] for a case. */
 void dfcl_attn_case_fill(const struct dfcl_attn_case *c, uint64_t seed, float *qkv);

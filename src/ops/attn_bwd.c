@@ -22,16 +22,17 @@ static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl
 
 /* ---- cpu: cl/attn_cpu.cl ---- */
 
-enum { CPU_QUERIES = 64 /* of a block */, CPU_SUM_ROWS = 32 /* of an item that adds up partial dq */ };
+enum { CPU_SUM_ROWS = 32 /* of an item that adds up partial dq */ };
 
-/* *partial: floats before the first item's scratch, where units leave their part of dq. */
+/* *partial: floats before the first item's scratch, where units leave their part of dq. The constants of cl/attn_cpu.cl: QB, KB, PS. */
 static void cpu_plan(const struct dfcl_device *dev, const struct dfcl_attn_bwd *p, struct dfcl_attn_plan *plan, int64_t *partial) {
-    const int keys = dfcl_cpu_lanes(dev) == 16 ? 128 : 120;
-    dfcl_attn_plan_init(plan, dev, p->B * p->H, (p->T + keys - 1) / keys, p->D);
-    const int64_t row = (p->D + 3) / 4 * 4, rows = (p->T + CPU_QUERIES - 1) / CPU_QUERIES * (int64_t)CPU_QUERIES;
-    plan->item_size = rows * (3 * row + 2) + keys * (3 * row + 2 * (int64_t)p->D) + 2 * CPU_QUERIES * keys;
-    plan->item_size = (plan->item_size + 15) / 16 * 16;
-    *partial = plan->parts > 1 ? ((int64_t)plan->units * p->T * row + 15) / 16 * 16 : 0;
+    const bool wide = dfcl_cpu_lanes(dev) == 16;
+    const int queries = wide ? 64 : 96, keys = 128, stride = wide ? 128 : 144;
+    dfcl_attn_plan_init(plan, dev, p->B * p->H, p->T, 32, p->D);
+    const int64_t row = plan->row, rows = dfcl_ceil_div(p->T, queries) * queries;
+    plan->item_size = rows * (5 * row + 2) + (keys + 8) * 3 * row + 2 * (int64_t)keys * p->D + 2 * queries * stride;
+    plan->item_size = dfcl_ceil_div(plan->item_size, 16) * 16;
+    *partial = plan->parts > 1 ? dfcl_ceil_div((int64_t)plan->units * p->T * row, 16) * 16 : 0;
 }
 
 static uint64_t cpu_scratch(const struct dfcl_device *dev, const void *params) {

@@ -22,18 +22,18 @@ static dfcl_status host_launch(struct dfcl_device *dev, const void *params, dfcl
 
 /* ---- cpu: cl/attn_cpu.cl ---- */
 
-enum { CPU_ROWS = 32 }; /* queries that a copy of a head's keys and values is worth */
-
 static int64_t pad16(int64_t n) {
     return (n + 15) / 16 * 16;
 }
 
+/* The constants of cl/attn_cpu.cl: NP, QF, KF, SS. */
 static void cpu_plan(const struct dfcl_device *dev, const struct dfcl_attn_fwd *p, struct dfcl_attn_plan *plan) {
-    dfcl_attn_plan_init(plan, dev, p->B * p->H, (p->T + CPU_ROWS - 1) / CPU_ROWS, p->D);
-    plan->size *= CPU_ROWS;
-    const int tile_rows = plan->vector == 16 ? 8 : 4, panel = plan->vector * (plan->vector == 16 ? 2 : 3);
-    const int64_t keys = (p->T + panel - 1) / panel * (int64_t)panel, row = (p->D + 3) / 4 * 4;
-    plan->item_size = pad16(keys * p->D) + pad16(p->T * row) + pad16(tile_rows * keys) + 2 * pad16(tile_rows * row) + 16;
+    const bool wide = dfcl_cpu_lanes(dev) == 16;
+    dfcl_attn_plan_init(plan, dev, p->B * p->H, p->T, wide ? 32 : 24, p->D);
+    const int panel = plan->vector * 2, queries = wide ? 8 : 48, keys = wide ? 512 : 128, stride = wide ? 512 : 144;
+    const int64_t tp = dfcl_ceil_div(p->T, panel) * panel;
+    plan->item_size = pad16(tp * p->D) + pad16((int64_t)p->T * plan->row) + dfcl_ceil_div(tp, keys) * queries * stride +
+                      2 * pad16((int64_t)queries * plan->row) + 2 * (int64_t)queries * plan->vector + 2 * pad16(queries);
 }
 
 static uint64_t cpu_scratch(const struct dfcl_device *dev, const void *params) {

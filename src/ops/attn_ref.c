@@ -105,17 +105,28 @@ void dfcl_attn_bwd_ref(int B, int T_, int H, int D_, float scale, const float *q
         }
 }
 
-void dfcl_attn_plan_init(struct dfcl_attn_plan *p, const struct dfcl_device *dev, int heads, int pieces, int D) {
+void dfcl_attn_plan_init(struct dfcl_attn_plan *p, const struct dfcl_device *dev, int heads, int rows, int step, int D) {
     memset(p, 0, sizeof *p);
     p->vector = dfcl_cpu_lanes(dev);
-    const int units = (int)DFCL_MIN(DFCL_MAX(dev->info.compute_units, 1u), 1024u);
-    /* Enough units that the last ones to finish do not leave many cores idle; whole heads when they divide evenly or are many. */
-    int parts = heads >= 4 * units || heads % units == 0 ? 1 : (4 * units + heads - 1) / heads;
-    parts = DFCL_MIN(parts, pieces);
-    p->size = (pieces + parts - 1) / parts;
-    p->parts = (pieces + p->size - 1) / p->size;
+    /* A row of scratch as in cl/attn_cpu.cl: whole slabs of three or two vectors where registers are few. */
+    const int vectors = (D + p->vector - 1) / p->vector, slab = vectors % 3 == 0 ? 3 : 2;
+    p->row = p->vector == 16 ? (D + 3) / 4 * 4 : (vectors + slab - 1) / slab * slab * p->vector;
+    const int units = (int)DFCL_MIN(DFCL_MAX(dev->info.compute_units, 1u), 1024u), steps = (rows + step - 1) / step;
+    enum { COPY = 8 }; /* rows whose work equals the copies that each unit makes of its head */
+    int64_t best = INT64_MAX;
+    for (int parts = 1; parts <= steps; parts++) {
+        const int size = (steps + parts - 1) / parts * step;
+        const int64_t rounds = ((int64_t)heads * parts + units - 1) / units, cost = rounds * (size + COPY);
+        if (cost < best) {
+            best = cost;
+            p->size = size;
+        }
+        if (rounds > 4 && (int64_t)heads * parts >= 64 * (int64_t)units)
+            break; /* even enough */
+    }
+    p->parts = (rows + p->size - 1) / p->size;
     p->units = heads * p->parts;
-    p->items = DFCL_MIN(p->units, 8 * units);
+    p->items = DFCL_MIN(p->units, units);
     snprintf(p->options, sizeof p->options, "-DDD=%d -DDFCL_VW=%d", D, p->vector);
 }
 
@@ -149,6 +160,7 @@ static const struct dfcl_attn_case more[] = {
     {.B = 1, .T = 70, .H = 1, .D = 255},
     {.B = 1, .T = 97, .H = 1, .D = 256},
     {.B = 1, .T = 1050, .H = 1, .D = 24}, /* long rows */
+    {.B = 1, .T = 600, .H = 1, .D = 96},
     {.B = 1, .T = 2100, .H = 1, .D = 8},
     {.B = 1, .T = 65, .H = 2, .D = 64, .mean = 4},
     {.B = 1, .T = 260, .H = 1, .D = 72, .mean = 4},
@@ -156,7 +168,13 @@ static const struct dfcl_attn_case more[] = {
 };
 static const struct dfcl_attn_case bench[] = {
     {.B = 1, .T = 256, .H = 16, .D = 72},  /* DiT-XL/2, 256 pixels */
+    {.B = 4, .T = 256, .H = 16, .D = 72},
     {.B = 1, .T = 1024, .H = 16, .D = 72}, /* DiT-XL/2, 512 pixels */
+    {.B = 4, .T = 1024, .H = 16, .D = 72},
+    {.B = 4, .T = 256, .H = 12, .D = 64},  /* DiT-B/2 */
+    {.B = 4, .T = 64, .H = 12, .D = 64},   /* DiT-B/4 */
+    {.B = 1, .T = 16, .H = 6, .D = 64},    /* DiT-S/8 */
+    {.B = 32, .T = 16, .H = 6, .D = 64},
     {.B = 64, .T = 64, .H = 4, .D = 32},   /* a small model over 16x16 images */
     {.B = 128, .T = 64, .H = 8, .D = 16},
 };
