@@ -36,10 +36,8 @@
 #define UNROLL _Pragma("unroll")
 #if VW == 16
 #define UNROLL_QK
-#define UNROLL_PV
 #else
 #define UNROLL_QK _Pragma("unroll 4")
-#define UNROLL_PV _Pragma("unroll 2")
 #endif
 
 #define NP (VW * NV)           /* keys of a panel */
@@ -257,7 +255,6 @@ DFCL_FN void panels_load(fptr dst, cfptr src, int j0, int n, int last, int ld) {
             if (T4)                                                                                                                      \
                 c4[i] = acc ? vload4(0, o + i * DP + (NF) * VW + (T8) * 8) : (float4)(0.0f);                                             \
         }                                                                                                                                \
-        UNROLL_PV                                                                                                                        \
         for (int k = 0; k < n; ++k) {                                                                                                    \
             vf bv[(NF) + 1];                                                                                                             \
             float8 b8;                                                                                                                   \
