@@ -307,7 +307,10 @@ def main():
     sys.path.insert(0, HERE)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the sides are stopped and the weights' file is removed
     one = dict(mode=a.mode, size=a.size, pixels=a.pixels, batch=a.batch, weights=a.weights)
-    works = [w for w in TABLE if a.only in " ".join(map(str, w.values()))] if a.table else [one]
+    works = [w for w in TABLE if a.only in "{mode} {size} {pixels} {weights} {batch}".format(**w)] if a.table else [one]
+    if not works:
+        print(f"bench_torch.py: --only: no row of the table has '{a.only}'", file=sys.stderr)
+        return 2
     rows, bad = [], 0
     print(HEAD, flush=True)
     for work in works:
