@@ -88,18 +88,6 @@ DFCL_FN vf act_grad(int act, vf x) {
     return act == 1 ? dfcl_vgelu_grad(x) : dfcl_vsilu_grad(x);
 }
 
-/* Brings a line of cache near, to be read (0) or written (1); only a hint, any address will do. */
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_prefetch)
-#define FETCH(p, write) __builtin_prefetch((const void *)(uintptr_t)(p), write, 3)
-#define FETCH_FAR(p) __builtin_prefetch((const void *)(uintptr_t)(p), 0, 2)
-#endif
-#endif
-#ifndef FETCH
-#define FETCH(p, write) ((void)(p))
-#define FETCH_FAR(p) ((void)(p))
-#endif
-
 /* ---- values of the weight ---- */
 
 #if WTYPE && KIND == 5 /* moved as they are, in the low half of a lane */
@@ -148,14 +136,14 @@ DFCL_FN vf ldw_part(GLOBAL const WT *p, int n) {
 #define B_AHEAD(b) ((void)0)
 #else
 #define B_AHEAD(b)                                                                                                                      \
-    FETCH((b) + 32 * PANEL, 0);                                                                                                         \
-    FETCH((b) + 32 * PANEL + 16, 0)
+    dfcl_fetch((b) + 32 * PANEL, 0);                                                                                                         \
+    dfcl_fetch((b) + 32 * PANEL + 16, 0)
 #endif
 #endif
 #if KIND == 4 /* A down its columns: every step is another line, further apart than the processor looks ahead by itself */
 #define A_ROW(a, i, lda) ((a) + (i))
 #define A_STEP(lda) (lda)
-#define A_AHEAD(a, at, lda) FETCH((a) + (at) + 24 * (lda), 0)
+#define A_AHEAD(a, at, lda) dfcl_fetch((a) + (at) + 24 * (lda), 0)
 #else
 #define A_ROW(a, i, lda) ((a) + (dfcl_i64)(i) * (lda))
 #define A_STEP(lda) 1
@@ -204,7 +192,7 @@ DFCL_FN void want_tile(GLOBAL const float *p, int pitch, int rows) {
     if (p)
         for (int i = 0; i < rows; ++i, p += pitch)
             for (int j = 0; j < PANEL; j += 16)
-                FETCH(p + j, 1);
+                dfcl_fetch(p + j, 1);
 }
 
 /* One chunk of `cols` columns, up to TM rows. Few rows get a tile of their own: a vector times a matrix is bound by memory. */
@@ -236,7 +224,7 @@ struct ahead {
 };
 DFCL_FN void fetch_ahead(struct ahead *f, int count) {
     for (; count > 0 && f->lines > 0; --count, --f->lines) {
-        FETCH_FAR(f->p);
+        dfcl_fetch_far(f->p);
         f->p += 64;
         if (++f->at == f->run) {
             f->at = 0;
@@ -535,7 +523,7 @@ linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_
         if (act)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < PANEL; j += 16)
-                    FETCH(pr + (dfcl_i64)i * K + j, 0);
+                    dfcl_fetch(pr + (dfcl_i64)i * K + j, 0);
         fetch_ahead(&next, next.lines * TM / (m1 - m) + 1);
         tile(dy + (dfcl_i64)(m - m0) * N + t0, N, rows, s + B_CHUNK(last), N - t0, cr + last, cols - last, t0 > 0);
         for (int i = 0; i < rows; ++i, cr += PANEL, pr += K, o += K) {
@@ -587,7 +575,7 @@ linear_dx_dot_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, d
             for (int p = 0; p < whole; ++p) {
                 if (m == m0) /* the next columns of this panel */
                     for (int j = 0; j < DK * PANEL; j += 64 / (int)sizeof(WT))
-                        FETCH(b[0] + at + DK * PANEL + j, 0);
+                        dfcl_fetch(b[0] + at + DK * PANEL + j, 0);
                 __attribute__((opencl_unroll_hint)) for (int q = 0; q < PANEL; q += VW) {
                     vf av[DM];
                     __attribute__((opencl_unroll_hint)) for (int i = 0; i < DM; ++i) av[i] = VLD(a[i] + p * PANEL + q);

@@ -123,8 +123,10 @@ DFCL_FN vf dfcl_vfirst(vf v, int n) {
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_prefetch)
 #define dfcl_fetch(p, write) __builtin_prefetch((const void *)(uintptr_t)(p), write, 3)
+#define dfcl_fetch_far(p) __builtin_prefetch((const void *)(uintptr_t)(p), 0, 2) /* as far as the second-level cache */
 #endif
 #endif
 #ifndef dfcl_fetch
 #define dfcl_fetch(p, write) ((void)(p))
+#define dfcl_fetch_far(p) ((void)(p))
 #endif

@@ -160,7 +160,6 @@ static dfcl_status dry_run(struct dfcl_stepper *st, int micro, uint64_t *bytes, 
  * 0.94 in passes of 32, with 366 and 110 MiB. A GPU takes whatever fits. */
 #define CPU_ROWS 2048
 
-
 /* Rows below which a device is no longer busy: there, running blocks again costs less than making passes smaller. The processor's figure is that of the
  * products in docs/performance.md; the other one is a guess. */
 #define CPU_BUSY_ROWS 256
