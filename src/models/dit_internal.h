@@ -16,7 +16,6 @@
 
 #define DIT_FREQ 256 /* size of the sinusoidal timestep embedding */
 #define DIT_EPS 1e-6f
-#define DIT_PANEL 48 /* columns of a panel of DFCL_PANEL48 */
 
 struct dit_linear {
     struct dfcl_param *w, *b;

@@ -6,10 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static uint64_t packed_bytes(const struct dfcl_weight *w) {
-    return (uint64_t)((w->N + DIT_PANEL - 1) / DIT_PANEL) * (uint64_t)w->K * DIT_PANEL * dfcl_dtype_size(w->dtype);
-}
-
 struct dit_linear *dit_linear_at(struct dfcl_dit *dit, int n) {
     if (n < 5) {
         struct dit_linear *l[] = {&dit->x_embed, &dit->t_mlp0, &dit->t_mlp2, &dit->final, &dit->final_ada};
@@ -64,7 +60,7 @@ static dfcl_status place_all(struct dfcl_dit *dit, dfcl_error *err) {
         bool trained = l->w->trained, pack = dit->pack && !l->mapped;
         w->dtype = trained ? DFCL_F32 : dit->opt.weights;
         w->layout = pack ? DFCL_PANEL48 : DFCL_ROW_MAJOR;
-        if (pack && (s = dfcl_arena_alloc(a, packed_bytes(w), &w->packed, err)))
+        if (pack && (s = dfcl_arena_alloc(a, dfcl_panel_count(w->N, w->K) * dfcl_dtype_size(w->dtype), &w->packed, err)))
             return s;
         if (trained)
             w->data = dfcl_ref_at(dit->P, (uint64_t)l->w->trained_off * 4);

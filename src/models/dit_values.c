@@ -51,7 +51,7 @@ static dfcl_status write_rows(struct dfcl_dit *dit, const struct dit_linear *l, 
 
 /* Rows of a stage: whole panels, about a piece. */
 static int stage_rows(int64_t K) {
-    return DIT_PANEL * (int)DFCL_MAX(PIECE / (DIT_PANEL * K), 1);
+    return DFCL_PANEL * (int)DFCL_MAX(PIECE / (DFCL_PANEL * K), 1);
 }
 
 static dfcl_status write_packed(struct dfcl_dit *dit, const struct dit_linear *l, const float *values, void *buf,
@@ -107,12 +107,12 @@ static dfcl_status write_frozen(struct dfcl_dit *dit, const struct dit_linear *l
 
 static dfcl_status read_frozen(struct dfcl_dit *dit, const struct dit_linear *l, float *values, dfcl_error *err) {
     const struct dfcl_weight *w = &l->weight;
-    size_t elem = dfcl_dtype_size(w->dtype), K = (size_t)w->K, panel = K * DIT_PANEL;
+    size_t elem = dfcl_dtype_size(w->dtype), K = (size_t)w->K, panel = K * DFCL_PANEL;
     void *raw = dfcl_calloc(dit->ctx, panel, elem, err);
     float *f = dfcl_calloc(dit->ctx, panel, sizeof *f, err);
     dfcl_status s = raw && f ? DFCL_OK : DFCL_NOMEM;
-    for (int n0 = 0; n0 < w->N && !s; n0 += DIT_PANEL) {
-        size_t rows = (size_t)DFCL_MIN(DIT_PANEL, w->N - n0), at = (size_t)n0 * K;
+    for (int n0 = 0; n0 < w->N && !s; n0 += DFCL_PANEL) {
+        size_t rows = (size_t)DFCL_MIN(DFCL_PANEL, w->N - n0), at = (size_t)n0 * K;
         if (w->data.mem) {
             if (!(s = dfcl_read(dit->dev, raw, dfcl_ref_at(w->data, at * elem), rows * K * elem, err)))
                 dfcl_to_f32(w->dtype, raw, values + at, rows * K);
@@ -120,7 +120,7 @@ static dfcl_status read_frozen(struct dfcl_dit *dit, const struct dit_linear *l,
             dfcl_to_f32(w->dtype, raw, f, panel);
             for (size_t n = 0; n < rows; n++)
                 for (size_t k = 0; k < K; k++)
-                    values[at + n * K + k] = f[k * DIT_PANEL + n];
+                    values[at + n * K + k] = f[k * DFCL_PANEL + n];
         }
     }
     dfcl_free(dit->ctx, raw);

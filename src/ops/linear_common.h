@@ -8,13 +8,6 @@
 #include "ops/case.h"
 #include "ops/rows.h"
 
-#define DFCL_PANEL 48 /* columns of a panel of DFCL_PANEL48 */
-
-/* Elements of the packed form of a [N, K] matrix. */
-static inline uint64_t dfcl_panel_count(int N, int K) {
-    return (uint64_t)dfcl_ceil_div(N, DFCL_PANEL) * DFCL_PANEL * (uint64_t)K;
-}
-
 /* act(x) and act'(x) in double, as written in cl/dialect.h. */
 double dfcl_act_ref(enum dfcl_act act, double x);
 double dfcl_act_grad_ref(enum dfcl_act act, double x);

@@ -18,6 +18,8 @@ enum dfcl_layout {
     DFCL_ROW_MAJOR = 0,
     DFCL_PANEL48, /* [ceil(N/48)][K][48], zero-filled columns past N: the CPU variants' layout for forward and dX */
 };
+#define DFCL_PANEL 48 /* columns of a panel of DFCL_PANEL48 */
+
 struct dfcl_weight {
     int N, K;
     enum dfcl_dtype dtype;  /* of data and packed: F32, F16 or BF16 */
@@ -25,5 +27,10 @@ struct dfcl_weight {
     struct dfcl_ref packed; /* absent, or in `layout` */
     enum dfcl_layout layout;
 };
+
+/* Elements of the packed form of a [N, K] matrix. */
+static inline uint64_t dfcl_panel_count(int N, int K) {
+    return ((uint64_t)N + DFCL_PANEL - 1) / DFCL_PANEL * DFCL_PANEL * (uint64_t)K;
+}
 
 #endif
