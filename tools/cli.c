@@ -357,15 +357,43 @@ static void selftest_line(void *user, const char *line) {
         fprintf(stderr, "selftest: %s\n", line);
 }
 
-dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err) {
+dfcl_status cli_open_plain(struct cli *c, dfcl_device **dev, dfcl_error *err) {
     dfcl_status s = dfcl_device_open(dev, c->ctx, c->device, err);
     if (s)
         return s;
     const struct dfcl_device_info *info = dfcl_device_get_info(*dev);
     if (c->verbose)
         fprintf(stderr, "device %s: %s, %s, driver %s\n", info->selector, info->name, info->platform, info->driver);
+    return DFCL_OK;
+}
+
+dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err) {
+    dfcl_status s = cli_open_plain(c, dev, err);
+    if (s)
+        return s;
     s = dfcl_selftest_once(*dev, selftest_line, c, err);
     if (s)
         dfcl_device_close(dev);
     return s;
+}
+
+dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, const int64_t *want, int ndim, float **out, dfcl_error *err) {
+    int64_t shape[8];
+    int n;
+    dfcl_status s = dfcl_tensor_read(c->ctx, path, key, out, shape, &n, err);
+    if (s)
+        return s;
+    bool same = n == ndim;
+    for (int i = 0; i < ndim && same; i++)
+        same = shape[i] == want[i];
+    if (same)
+        return DFCL_OK;
+    char found[128] = "", expected[128] = "";
+    for (int i = 0; i < n; i++)
+        snprintf(found + strlen(found), sizeof found - strlen(found), "%s%lld", i ? ", " : "", (long long)shape[i]);
+    for (int i = 0; i < ndim; i++)
+        snprintf(expected + strlen(expected), sizeof expected - strlen(expected), "%s%lld", i ? ", " : "", (long long)want[i]);
+    err->status = DFCL_FORMAT;
+    snprintf(err->msg, sizeof err->msg, "%s: %s: expected the shape [%s], found [%s]", path, key, expected, found);
+    return DFCL_FORMAT;
 }

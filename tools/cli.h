@@ -45,8 +45,12 @@ int cli_fail(const struct cli *c, const dfcl_error *err);
 int cli_usage(const struct cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Makes c->ctx: messages to standard error, the cache where the environment says. `c` outlives it. */
 dfcl_status cli_context(struct cli *c, dfcl_error *err);
-/* Opens the chosen device; the first use of a device on this machine runs the self-test. */
+/* Opens the chosen device. */
+dfcl_status cli_open_plain(struct cli *c, dfcl_device **dev, dfcl_error *err);
+/* The same; the first use of a device on this machine runs the self-test. */
 dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err);
+/* Reads a tensor of a safetensors file whose shape must be want[0..ndim); *out is to be freed also after an error. */
+dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, const int64_t *want, int ndim, float **out, dfcl_error *err);
 
 /* Values of --weights and --pack (NULL: the defaults) and a progress line, into a model's parameters. 0, or the exit code after a message. */
 int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfcl_model_params *p);

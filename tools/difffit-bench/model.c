@@ -22,26 +22,10 @@ struct job {
 
 /* ---- inputs and outputs ---- */
 
-/* One tensor of the inputs file; its shape must be want[0..ndim). */
-static dfcl_status read_input(const struct job *j, const char *key, const int64_t *want, int ndim, float **out, dfcl_error *err) {
-    int64_t shape[8];
-    int n;
-    dfcl_status s = dfcl_tensor_read(j->c->ctx, j->inputs, key, out, shape, &n, err);
-    if (s)
-        return s;
-    bool same = n == ndim;
-    for (int i = 0; i < ndim && same; i++)
-        same = shape[i] == want[i];
-    if (same)
-        return DFCL_OK;
-    return bench_fail(err, DFCL_FORMAT, "%s: %s: expected %d dimensions that begin with %lld and fit the model, found %d that begin with %lld",
-                      j->inputs, key, ndim, (long long)want[0], n, n ? (long long)shape[0] : 0LL);
-}
-
 static dfcl_status read_whole(const struct job *j, const char *key, int32_t **out, dfcl_error *err) {
     float *values = NULL;
     const int64_t want[1] = {j->p.batch};
-    dfcl_status s = read_input(j, key, want, 1, &values, err);
+    dfcl_status s = cli_read_tensor(j->c, j->inputs, key, want, 1, &values, err);
     if (!s && !(*out = calloc((size_t)j->p.batch, sizeof **out)))
         s = bench_fail(err, DFCL_NOMEM, "out of memory");
     for (int i = 0; !s && i < j->p.batch; i++) {
@@ -58,13 +42,13 @@ static dfcl_status give_inputs(struct job *j, const struct dfcl_model_shape *sh,
     const int64_t want[4] = {j->p.batch, sh->channels, sh->input, sh->input};
     float *x = NULL, *noise = NULL;
     int32_t *t = NULL, *y = NULL;
-    dfcl_status s = read_input(j, "x", want, 4, &x, err);
+    dfcl_status s = cli_read_tensor(j->c, j->inputs, "x", want, 4, &x, err);
     if (!s)
         s = read_whole(j, "y", &y, err);
     if (!s && j->p.kind != DFCL_BENCH_SAMPLE)
         s = read_whole(j, "t", &t, err);
     if (!s && j->p.kind == DFCL_BENCH_TRAIN)
-        s = read_input(j, "noise", want, 4, &noise, err);
+        s = cli_read_tensor(j->c, j->inputs, "noise", want, 4, &noise, err);
     if (!s)
         s = dfcl_bench_set_inputs(j->bench, &(struct dfcl_bench_inputs){.x = x, .noise = noise, .t = t, .classes = y}, err);
     dfcl_tensor_free(j->c->ctx, x);

@@ -15,12 +15,9 @@ dfcl_status bench_fail(dfcl_error *err, dfcl_status status, const char *fmt, ...
 }
 
 dfcl_status bench_open(struct cli *c, const char *variants, dfcl_device **dev, dfcl_error *err) {
-    dfcl_status s = dfcl_device_open(dev, c->ctx, c->device, err);
+    dfcl_status s = cli_open_plain(c, dev, err);
     if (s)
         return s;
-    const struct dfcl_device_info *info = dfcl_device_get_info(*dev);
-    if (c->verbose)
-        fprintf(stderr, "device %s: %s, %s, driver %s\n", info->selector, info->name, info->platform, info->driver);
     return variants ? dfcl_device_set_variants(*dev, variants, err) : DFCL_OK;
 }
 

@@ -162,27 +162,6 @@ static dfcl_status parse_classes(const dfcl_model *m, int domain, const char *te
     return DFCL_OK;
 }
 
-static dfcl_status read_noise(struct cli *c, const char *path, const char *key, const int64_t *want, int ndim, float **out, dfcl_error *err) {
-    int64_t shape[8];
-    int n;
-    dfcl_status s = dfcl_tensor_read(c->ctx, path, key, out, shape, &n, err);
-    if (s)
-        return s;
-    bool same = n == ndim;
-    for (int i = 0; i < ndim && same; i++)
-        same = shape[i] == want[i];
-    if (same)
-        return DFCL_OK;
-    char found[128] = "", expected[128] = "";
-    for (int i = 0; i < n; i++)
-        snprintf(found + strlen(found), sizeof found - strlen(found), "%s%lld", i ? ", " : "", (long long)shape[i]);
-    for (int i = 0; i < ndim; i++)
-        snprintf(expected + strlen(expected), sizeof expected - strlen(expected), "%s%lld", i ? ", " : "", (long long)want[i]);
-    err->status = DFCL_FORMAT;
-    snprintf(err->msg, sizeof err->msg, "%s: %s: expected the shape [%s], found [%s]", path, key, expected, found);
-    return DFCL_FORMAT;
-}
-
 int cmd_sample(struct cli *c, int argc, char **argv) {
     struct dfcl_model_params mp = {0};
     struct dfcl_sample_params sp = {.cfg = 1.0};
@@ -355,9 +334,9 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     }
     to.n = (int)r.pictures;
     const int64_t want[5] = {sp.steps, to.n, shape->channels, shape->input, shape->input};
-    if (init_noise && (s = read_noise(c, init_noise, "z", want + 1, 4, &z, &err)) != DFCL_OK)
+    if (init_noise && (s = cli_read_tensor(c, init_noise, "z", want + 1, 4, &z, &err)) != DFCL_OK)
         goto out;
-    if (step_noise && (s = read_noise(c, step_noise, "step_noise", want, 5, &zs, &err)) != DFCL_OK)
+    if (step_noise && (s = cli_read_tensor(c, step_noise, "step_noise", want, 5, &zs, &err)) != DFCL_OK)
         goto out;
     sp.init_noise = z;
     sp.step_noise = zs;
