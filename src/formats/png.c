@@ -69,6 +69,8 @@ static void on_flush(png_structp png) {
  * chunks first also finds cut files before any work. */
 static dfcl_status check_chunks(struct job *j) {
     size_t at = 8;
+    if (j->size >= 8 && memcmp(j->data, "\x89PNG\r\n\x1a\n", 8))
+        return dfcl_fail(j->err, DFCL_FORMAT, "%s: bad PNG: expected its signature in the first 8 bytes, found other bytes", j->path);
     for (;;) {
         if (j->size < 8 || j->size - at < 12)
             return dfcl_fail(j->err, DFCL_FORMAT, "%s: bad PNG: the file is cut short", j->path);

@@ -205,7 +205,7 @@ static const char *set_word(struct sample_line *l, const char *k, const char *v,
         l->cfg = strtod(v, &end);
         return *v && !*end && isfinite(l->cfg) && l->cfg >= 0 && l->cfg <= 100 ? NULL : "a number from 0 to 100";
     } else {
-        return "no such key: they are delta, class, seed, guidance, count, number, name, sha256";
+        return "one of the keys delta, class, seed, guidance, count, number, name, sha256";
     }
     free(*copy);
     *oom = !(*copy = strdup(v));
@@ -252,10 +252,6 @@ static dfcl_status add_line(struct sample_requests *r, const char *from, const c
         l->deltas = defaults->deltas;
     if (!s && l->count - 1 > (int64_t)UINT32_MAX - l->number)
         s = fail(err, DFCL_FORMAT, "%s, line %d: numbers end at 4294967295", what, where);
-    for (int i = 0; !s && l->name && i < r->count; i++)
-        if (r->line[i].name && !strcmp(r->line[i].name, l->name))
-            s = fail(err, DFCL_FORMAT, "%s, line %d: name=%s: line %d has it already", what, where, l->name,
-                     r->line[i].where);
     if (!s && (r->pictures += l->count) > 1000000)
         s = fail(err, DFCL_USAGE, "%s: more than 1000000 pictures in one call", what);
     if (s) {
@@ -264,6 +260,31 @@ static dfcl_status add_line(struct sample_requests *r, const char *from, const c
     }
     r->count++;
     return DFCL_OK;
+}
+
+static int by_name(const void *a, const void *b) {
+    const struct sample_line *x = *(struct sample_line *const *)a, *y = *(struct sample_line *const *)b;
+    int c = strcmp(x->name, y->name);
+    return c ? c : x->where - y->where;
+}
+
+/* Files must not meet. */
+static dfcl_status check_names(const struct sample_requests *r, const char *what, dfcl_error *err) {
+    const struct sample_line **named = malloc(((size_t)r->count + 1) * sizeof *named);
+    if (!named)
+        return no_memory(err);
+    size_t n = 0;
+    for (int i = 0; i < r->count; i++)
+        if (r->line[i].name)
+            named[n++] = &r->line[i];
+    qsort(named, n, sizeof *named, by_name);
+    dfcl_status s = DFCL_OK;
+    for (size_t i = 1; i < n && !s; i++)
+        if (!strcmp(named[i]->name, named[i - 1]->name))
+            s = fail(err, DFCL_FORMAT, "%s, line %d: name=%s: line %d has it already", what, named[i]->where,
+                     named[i]->name, named[i - 1]->where);
+    free(named);
+    return s;
 }
 
 dfcl_status sample_requests_parse(struct sample_requests *r, const char *text, const char *what,
@@ -281,7 +302,8 @@ dfcl_status sample_requests_parse(struct sample_requests *r, const char *text, c
         }
         p = *end ? end + 1 : end;
     }
-    return r->count ? DFCL_OK : fail(err, DFCL_FORMAT, "%s: expected a request a line, found none", what);
+    return r->count ? check_names(r, what, err)
+                    : fail(err, DFCL_FORMAT, "%s: expected a request a line, found none", what);
 }
 
 dfcl_status sample_requests_read(struct sample_requests *r, const char *path, const struct sample_line *defaults,
