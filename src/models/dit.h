@@ -100,9 +100,9 @@ enum dfcl_recompute {
     DFCL_RECOMPUTE_BLOCK, /* of a block only its input; its forward runs again */
     DFCL_RECOMPUTE_COUNT,
 };
-/* "none", "cheap", "block"; and back: DFCL_RECOMPUTE_COUNT if there is no such level. */
+/* "none", "cheap", "block"; and back, where NULL and "auto" are DFCL_FORWARD_ONLY (to be chosen). DFCL_USAGE: no such level. */
 const char *dfcl_recompute_name(enum dfcl_recompute level);
-enum dfcl_recompute dfcl_recompute_named(const char *name);
+dfcl_status dfcl_recompute_parse(const char *name, enum dfcl_recompute *level, dfcl_error *err);
 
 /* Memory for batches of up to max_batch samples: activations (kept per block as the level says), scratch. Dry run first, then the plan is
  * checked against the device (DFCL_NOMEM with the plan in the message when it does not fit max_memory bytes; 0: the device's memory). */

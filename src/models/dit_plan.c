@@ -10,11 +10,16 @@ const char *dfcl_recompute_name(enum dfcl_recompute level) {
     return level_names[level];
 }
 
-enum dfcl_recompute dfcl_recompute_named(const char *name) {
-    int i = DFCL_RECOMPUTE_NONE;
-    while (i < DFCL_RECOMPUTE_COUNT && strcmp(name, level_names[i]))
-        i++;
-    return (enum dfcl_recompute)i;
+dfcl_status dfcl_recompute_parse(const char *name, enum dfcl_recompute *level, dfcl_error *err) {
+    *level = DFCL_FORWARD_ONLY;
+    if (!name || !strcmp(name, "auto"))
+        return DFCL_OK;
+    for (int i = DFCL_RECOMPUTE_NONE; i < DFCL_RECOMPUTE_COUNT; i++)
+        if (!strcmp(name, level_names[i])) {
+            *level = (enum dfcl_recompute)i;
+            return DFCL_OK;
+        }
+    return dfcl_fail(err, DFCL_USAGE, "recompute: expected auto, none, cheap or block, found %s", name);
 }
 
 /* Which optional tensors exist: a plan holds for one such state. */

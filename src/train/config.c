@@ -54,9 +54,8 @@ static dfcl_status check(struct dfcl_train_config *c, dfcl_error *err) {
     c->cosine = !strcmp(p->lr_schedule, "cosine");
     if (!c->cosine && strcmp(p->lr_schedule, "constant"))
         return dfcl_fail(err, DFCL_USAGE, "lr schedule: expected constant or cosine, found %s", p->lr_schedule);
-    if (strcmp(p->recompute, "auto") && (c->recompute = dfcl_recompute_named(p->recompute)) == DFCL_RECOMPUTE_COUNT)
-        return dfcl_fail(err, DFCL_USAGE, "recompute: expected auto, none, cheap or block, found %s", p->recompute);
-    return dfcl_weight_dtype(p->dtype, &c->dtype, err);
+    dfcl_status s = dfcl_recompute_parse(p->recompute, &c->recompute, err);
+    return s ? s : dfcl_weight_dtype(p->dtype, &c->dtype, err);
 }
 
 dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_context *ctx, const struct dfcl_train_params *params,
@@ -89,8 +88,6 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
         p->lr_schedule = "constant";
     if (!p->dtype)
         p->dtype = "f32";
-    if (!p->recompute)
-        p->recompute = "auto";
 #define DEFAULT(field, value) p->field = p->field == 0 ? (value) : p->field
     DEFAULT(steps, 400);
     DEFAULT(batch, 32);

@@ -101,9 +101,9 @@ static dfcl_status open_forward(struct dfcl_bench *b, dfcl_error *err) {
 static dfcl_status open_train(struct dfcl_bench *b, dfcl_error *err) {
     struct dfcl_method_config mc = {.method = b->p.method, .seed = b->p.seed};
     struct dfcl_stepper_options o = {.batch = b->p.batch, .micro = b->p.micro_batch, .max_memory = b->p.max_memory};
-    if (b->p.recompute && strcmp(b->p.recompute, "auto") && (o.recompute = dfcl_recompute_named(b->p.recompute)) == DFCL_RECOMPUTE_COUNT)
-        return dfcl_fail(err, DFCL_USAGE, "recompute: expected auto, none, cheap or block, found %s", b->p.recompute);
-    dfcl_status s = dfcl_method_open(&b->model, b->dev, &b->p.model, &mc, err);
+    dfcl_status s = dfcl_recompute_parse(b->p.recompute, &o.recompute, err);
+    if (!s)
+        s = dfcl_method_open(&b->model, b->dev, &b->p.model, &mc, err);
     if (!s)
         s = make_inputs(b, err);
     return s ? s : dfcl_stepper_create(&b->st, dfcl_model_dit(b->model), &o, err);

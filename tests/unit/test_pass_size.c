@@ -86,10 +86,19 @@ static void broken(void **state) {
 
 static void names(void **state) {
     (void)state;
-    for (enum dfcl_recompute l = DFCL_RECOMPUTE_NONE; l < DFCL_RECOMPUTE_COUNT; l++)
-        assert_int_equal(dfcl_recompute_named(dfcl_recompute_name(l)), l);
-    assert_int_equal(dfcl_recompute_named("all"), DFCL_RECOMPUTE_COUNT);
-    assert_int_equal(dfcl_recompute_named(""), DFCL_RECOMPUTE_COUNT);
+    enum dfcl_recompute level;
+    dfcl_error e = {0};
+    for (enum dfcl_recompute l = DFCL_RECOMPUTE_NONE; l < DFCL_RECOMPUTE_COUNT; l++) {
+        assert_int_equal(dfcl_recompute_parse(dfcl_recompute_name(l), &level, &e), DFCL_OK);
+        assert_int_equal(level, l);
+    }
+    level = DFCL_RECOMPUTE_BLOCK;
+    assert_int_equal(dfcl_recompute_parse("auto", &level, &e), DFCL_OK);
+    assert_int_equal(level, DFCL_FORWARD_ONLY);
+    assert_int_equal(dfcl_recompute_parse(NULL, &level, &e), DFCL_OK);
+    assert_int_equal(level, DFCL_FORWARD_ONLY);
+    assert_int_equal(dfcl_recompute_parse("all", &level, &e), DFCL_USAGE);
+    assert_int_equal(dfcl_recompute_parse("", &level, &e), DFCL_USAGE);
 }
 
 int main(void) {
