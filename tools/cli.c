@@ -1,8 +1,10 @@
+#define _GNU_SOURCE
 #include "cli.h"
 
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -396,4 +398,58 @@ dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, co
     err->status = DFCL_FORMAT;
     snprintf(err->msg, sizeof err->msg, "%s: %s: expected the shape [%s], found [%s]", path, key, expected, found);
     return DFCL_FORMAT;
+}
+
+/* ---- programs ---- */
+
+/* PoCL's workers otherwise share a core now and then. Only where the user has not said it and processors 0..n-1 are all ours: PoCL pins
+ * worker i to processor i. To be called before the first OpenCL call. */
+static void place_workers(void) {
+    cpu_set_t set;
+    if (getenv("POCL_AFFINITY") || sched_getaffinity(0, sizeof set, &set) != 0)
+        return;
+    int n = CPU_COUNT(&set);
+    for (int i = 0; i < n; i++)
+        if (!CPU_ISSET(i, &set))
+            return;
+    setenv("POCL_AFFINITY", "1", 0);
+}
+
+static void program_help(const struct cli_program *p, FILE *f) {
+    fprintf(f, "usage: %s ", p->name);
+    for (const char *n = p->noun; *n; n++)
+        fputc(toupper((unsigned char)*n), f);
+    fprintf(f, " [options]\n\n%s\n\n", p->about);
+    for (int i = 0; i < p->count; i++)
+        fprintf(f, "  %-10s %s\n", p->commands[i].name, p->commands[i].help);
+    fprintf(f, "\n%s\n", p->end);
+}
+
+int cli_main(const struct cli_program *p, int argc, char **argv) {
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        program_help(p, argc < 2 ? stderr : stdout);
+        return argc < 2 ? DFCL_USAGE : 0;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        printf("%s %s\n", p->name, dfcl_version());
+        return 0;
+    }
+    for (int i = 0; i < p->count; i++) {
+        if (strcmp(argv[1], p->commands[i].name))
+            continue;
+        place_workers();
+        struct cli c = {.program = p->name, .command = argv[1]};
+        dfcl_error err = {0};
+        if (cli_context(&c, &err))
+            return cli_fail(&c, &err);
+        int code = p->commands[i].run(&c, argc - 1, argv + 1);
+        dfcl_context_destroy(&c.ctx);
+        if (fflush(stdout) != 0 && code == 0) {
+            fprintf(stderr, "%s: standard output: %s\n", p->name, strerror(errno));
+            code = DFCL_IO;
+        }
+        return code;
+    }
+    fprintf(stderr, "%s: unknown %s '%s'; see `%s --help`\n", p->name, p->noun, argv[1], p->name);
+    return DFCL_USAGE;
 }

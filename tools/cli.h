@@ -35,6 +35,21 @@ struct cli {
     bool verbose, quiet;
 };
 
+/* A program: its commands, and what --help says around them. */
+struct cli_command {
+    const char *name;
+    int (*run)(struct cli *c, int argc, char **argv); /* argv[0] is the command */
+    const char *help;
+};
+struct cli_program {
+    const char *name, *noun; /* "difffit-cl", "command" */
+    const char *about, *end; /* sentences before and after the commands */
+    const struct cli_command *commands;
+    int count;
+};
+/* main() of a program: --help, --version, the context, the command. */
+int cli_main(const struct cli_program *p, int argc, char **argv);
+
 /* Parses argv[1..] by the table plus the common options. Positional words go to `rest` (at most rest_max). On --help prints `usage` and
  * the options and exits 0; on any mistake prints one line and exits 2. Returns the number of positional words. */
 int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const struct cli_option *options, const char **rest,
