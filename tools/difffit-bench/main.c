@@ -1,4 +1,5 @@
-/* difffit-bench: how fast a device is, and how near its peak each kernel and a whole model come. Uses the public headers only. */
+/* difffit-bench: how fast a device is, and how near its peak each kernel and a whole model come. Uses the public
+ * headers only. */
 #include "bench.h"
 
 static const struct cli_command commands[] = {
@@ -11,11 +12,12 @@ static const struct cli_command commands[] = {
 };
 
 int main(int argc, char **argv) {
-    const struct cli_program p = {.name = "difffit-bench",
-                                  .noun = "benchmark",
-                                  .about = "Measures a device. Everything is timed several times; medians come with least and most.",
-                                  .end = "`difffit-bench BENCHMARK --help` has the options. Exit codes are those of difffit-cl.",
-                                  .commands = commands,
-                                  .count = sizeof commands / sizeof *commands};
+    const struct cli_program p = {
+        .name = "difffit-bench",
+        .noun = "benchmark",
+        .about = "Measures a device. Everything is timed several times; medians come with least and most.",
+        .end = "`difffit-bench BENCHMARK --help` has the options. Exit codes are those of difffit-cl.",
+        .commands = commands,
+        .count = sizeof commands / sizeof *commands};
     return cli_main(&p, argc, argv);
 }

@@ -13,12 +13,15 @@ static const struct cli_command commands[] = {
 };
 
 int main(int argc, char **argv) {
-    const struct cli_program p = {.name = "difffit-cl",
-                                  .noun = "command",
-                                  .about = "Fine-tunes and samples Diffusion Transformers on any OpenCL device.",
-                                  .end = "`difffit-cl COMMAND --help` has the options. Exit codes: 0 done, 1 other error, 2 usage, 3 device, 4 out of memory,\n"
-                              "5 non-finite numbers, 6 bad or mismatched file, 7 input/output, 130 interrupted (training saves first).",
-                                  .commands = commands,
-                                  .count = sizeof commands / sizeof *commands};
+    const struct cli_program p = {
+        .name = "difffit-cl",
+        .noun = "command",
+        .about = "Fine-tunes and samples Diffusion Transformers on any OpenCL device.",
+        .end =
+            "`difffit-cl COMMAND --help` has the options. Exit codes: 0 done, 1 other error, 2 usage, 3 device, 4 out "
+            "of memory,\n"
+            "5 non-finite numbers, 6 bad or mismatched file, 7 input/output, 130 interrupted (training saves first).",
+        .commands = commands,
+        .count = sizeof commands / sizeof *commands};
     return cli_main(&p, argc, argv);
 }
