@@ -87,6 +87,41 @@ DFCL_FN vf dfcl_vsilu_grad(vf x) {
     return s * (1.0f + x * (1.0f - s));
 }
 
+/* Products of bf16 with sums in f32, 512 bits only: a lane of 32 bits holds a pair of values, the first in its low half. Programs that use them are built
+ * where the processor has avx512_bf16 (dfcl_cpu_dot), or with -DDFCL_DOT_EMULATE, which any processor runs. */
+#if DFCL_VW == 16
+typedef uint16 vu;
+#define VLDU(p) vload16(0, p)
+#define VSTU(p, v) vstore16(v, 0, p)
+/* f32 to bf16 in the low half of each lane, rounded to nearest even; a NaN stays one. */
+DFCL_FN vu dfcl_vbf16(vf x) {
+    vu u = as_uint16(x);
+    vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    return select(r, (u >> 16) | 0x40u, isnan(x));
+}
+/* Lane i: the pair (lo[i], hi[i]). */
+DFCL_FN vu dfcl_vpair(vf lo, vf hi) {
+    return dfcl_vbf16(lo) | (dfcl_vbf16(hi) << 16);
+}
+#ifdef DFCL_DOT_EMULATE
+#define DFCL_DOT(acc, a, b)                                                                                                                 \
+    (acc) = dfcl_vfma(as_float16((a) << 16), as_float16((b) << 16), dfcl_vfma(as_float16((a) & 0xffff0000u), as_float16((b) & 0xffff0000u), acc))
+/* 32 values in a row: those of a, then those of b. */
+DFCL_FN vu dfcl_vrow(vf a, vf b) {
+    vu x = dfcl_vbf16(a), y = dfcl_vbf16(b);
+    return (vu)(x.even | (x.odd << 16), y.even | (y.odd << 16));
+}
+#elif defined(__AVX512F__)
+/* acc[i] += the two products of the pairs a[i] and b[i]; denormals count as 0. */
+#define DFCL_DOT(acc, a, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b))
+DFCL_FN vu dfcl_vrow(vf a, vf b) {
+    vu r;
+    __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(r) : "v"(a), "v"(b));
+    return r;
+}
+#endif
+#endif
+
 /* The first n < DFCL_VW floats at p, zeros behind them; and the store of n lanes. For ragged ends. */
 DFCL_FN vf dfcl_vld_part(const GLOBAL float *p, int n) {
     float t[DFCL_VW];

@@ -57,7 +57,13 @@ check() { # target file options...
 check_set() { # stem options...
     stem=$1
     shift
-    case $1 in @*) shift ;; esac
+    case $1 in
+    @avx512_bf16) # inline assembly is checked against the target
+        shift
+        set -- -mavx512f -mavx512bf16 "$@"
+        ;;
+    @*) shift ;;
+    esac
     file=$root/cl/$stem.cl
     [ -e "$file" ] || return 0 # a .cu file
     case $stem in
