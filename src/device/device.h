@@ -112,6 +112,9 @@ struct dfcl_backend {
     dfcl_status (*finish)(struct dfcl_device *dev, dfcl_error *err);
 };
 
+/* Dot products of bf16 pairs (DFCL_DOT of cl/prelude_cpu.h): not to be used, the processor's instruction, plain multiply-adds for checks. */
+enum dfcl_dot { DFCL_DOT_NONE, DFCL_DOT_NATIVE, DFCL_DOT_EMULATED };
+
 /* Common part of every device and memory object; backends embed it as first member. */
 struct dfcl_device {
     const struct dfcl_backend *be;
@@ -120,6 +123,7 @@ struct dfcl_device {
     uint64_t used, peak;
     char variant_mask[256]; /* "" : no restriction */
     int cpu_features;       /* enum dfcl_cpu_feature (device/cpu.h) when info.type is DFCL_DEVICE_CPU, else 0 */
+    enum dfcl_dot dot;      /* set by the backend when it opens; checks may change it before the first launch */
 };
 struct dfcl_mem {
     uint64_t size;

@@ -21,6 +21,10 @@ static inline bool dfcl_on_cpu(const struct dfcl_device *dev) {
 static inline int dfcl_cpu_lanes(const struct dfcl_device *dev) {
     return dev->info.vector_bits >= 512 ? 16 : dev->info.vector_bits >= 256 ? 8 : 4;
 }
+/* How the `cpu_dot` variants may multiply bf16: they are written for vectors of 512 bits. */
+static inline enum dfcl_dot dfcl_cpu_dot(const struct dfcl_device *dev) {
+    return dfcl_on_cpu(dev) && dfcl_cpu_lanes(dev) == 16 ? dev->dot : DFCL_DOT_NONE;
+}
 static inline const char *dfcl_cpu_options(const struct dfcl_device *dev) {
     int lanes = dfcl_cpu_lanes(dev);
     return lanes == 16 ? "-DDFCL_VW=16" : lanes == 8 ? "-DDFCL_VW=8" : "-DDFCL_VW=4";

@@ -17,6 +17,7 @@ struct options {
     int rounds;
     uint64_t seed;
     unsigned vector_bits;
+    const char *dot; /* NULL: what the device says */
     double max_flops;
 };
 
@@ -48,6 +49,8 @@ static int parse(struct options *o, int argc, char **argv) {
                 o->seed = strtoull(v, NULL, 0);
             else if (!strcmp(a, "--vector-bits"))
                 o->vector_bits = (unsigned)atoi(v);
+            else if (!strcmp(a, "--dot") && (!strcmp(v, "none") || !strcmp(v, "native") || !strcmp(v, "emulated")))
+                o->dot = v;
             else if (!strcmp(a, "--max-flops"))
                 o->max_flops = atof(v);
             else
@@ -77,7 +80,7 @@ static const char *resolve(const dfcl_context *ctx, const char *name) {
 int main(int argc, char **argv) {
     struct options o;
     if (parse(&o, argc, argv)) {
-        fprintf(stderr, "usage: check_ops DEVICE [FILTER] [--mask M] [--rounds N] [--seed S] [--vector-bits N]\n");
+        fprintf(stderr, "usage: check_ops DEVICE [FILTER] [--mask M] [--rounds N] [--seed S] [--vector-bits N] [--dot none|native|emulated]\n");
         return 2;
     }
     dfcl_context *ctx = NULL;
@@ -98,6 +101,8 @@ int main(int argc, char **argv) {
         goto out;
     if (o.vector_bits)
         dev->info.vector_bits = o.vector_bits;
+    if (o.dot)
+        dev->dot = !strcmp(o.dot, "none") ? DFCL_DOT_NONE : !strcmp(o.dot, "native") ? DFCL_DOT_NATIVE : DFCL_DOT_EMULATED;
     s = dfcl_device_set_variants(dev, o.mask, &err);
     if (s)
         goto out;

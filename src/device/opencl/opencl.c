@@ -91,6 +91,8 @@ static dfcl_status ocl_open(struct dfcl_device **out, const dfcl_context *ctx, c
     d->watchdog_s = watchdog_default;
     d->cpu = info->type == DFCL_DEVICE_CPU;
     d->dev.cpu_features = d->cpu ? dfcl_cpu_features() : 0;
+    if ((d->dev.cpu_features & DFCL_CPU_AVX512_BF16) && d->dev.info.vector_bits >= 512)
+        d->dev.dot = DFCL_DOT_NATIVE;
     cl_int e;
     dfcl_status s = ocl_find(ctx, atoi(info->selector + strlen("opencl:")), &d->platform, &d->id, err);
     if (s)
