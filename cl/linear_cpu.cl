@@ -15,15 +15,21 @@
  *           second-level cache, and for few rows, which read a weight once
  *   KIND 1  forward from row-major W: blocks transposed in registers      KIND 2  dx from panels: transposed likewise
  *   KIND 3  dx from row-major W: copied                                   KIND 4  dw: x copied, dy read down its columns
- *   KIND 5  no product: row-major W to panels of the same type
+ *   KIND 5  no product: row-major W to panels of the same type     KIND 8  nor here: rows of f32 to rows of bf16 pairs
  *   KIND 6  dx from panels as they lie, for few rows or long sums: vectors along n, a horizontal sum at the end
  * So one packed copy serves forward and dx, and a matrix that is being trained needs none.
  *
  * A weight of 16 bits is expanded when its block is brought, so the tiles see f32; only kinds 6 and 7, which read it once, expand in registers.
  *
- * Options: -DKIND, -DDFCL_VW (floats in a vector: 16, 8, 4), -DWTYPE (weight: 0 f32, 1 bf16, 2 f16). */
+ * With -DDOT (kinds 0 to 3, bf16, 512 bits) both operands stay bf16: a step of the tile is a pair of steps of the sum, blocks hold [TB / 2][48] pairs, and x or dy
+ * comes as rows of pairs, padded with zeros to whole vectors, which kind 8 makes of f32 beforehand.
+ *
+ * Options: -DKIND, -DDFCL_VW (floats in a vector: 16, 8, 4), -DWTYPE (weight: 0 f32, 1 bf16, 2 f16), -DDOT. */
 #ifndef WTYPE
 #define WTYPE 0
+#endif
+#ifndef DOT
+#define DOT 0
 #endif
 
 #if DFCL_VW == 16 /* 32 registers of 512 bits: 24 sums */
@@ -61,7 +67,9 @@
 
 #define PANEL 48
 #define STAGED (KIND != 7)
-#if VW == 16
+#if DOT
+#define TB 576
+#elif VW == 16
 #define TB 288 /* steps of the sum in a private block of B: a multiple of 48; [TB][CW] stays in the cache next to the processor */
 #else
 #define TB 144
@@ -79,6 +87,24 @@ DFCL_FN void st_part(vf v, GLOBAL float *p, int n) {
     else
         dfcl_vst_part(p, v, n);
 }
+
+/* The operands of the tile: values of A and B, a vector of B or of one value of A, and a step. */
+#if DOT
+#define A_T uint
+#define B_T uint
+#define BV vu
+#define MAC(s, a, b) DFCL_DOT(s, a, b)
+#define STEPS(n) (((n) + 1) / 2)              /* of a tile, for n of the sum */
+#define A_PITCH(sum) (((sum) + 31) / 32 * 16) /* values of A_T between rows of A */
+#else
+#define A_T float
+#define B_T float
+#define BV vf
+#define MAC(s, a, b) (s) = dfcl_vfma(a, b, s)
+#define STEPS(n) (n)
+#define A_PITCH(sum) (sum)
+#endif
+#define A_AT(a, m, t, sum) ((a) + (dfcl_i64)(m) * A_PITCH(sum) + (t) / (1 + DOT))
 
 /* enum dfcl_act: 1 gelu (tanh form), 2 silu */
 DFCL_FN vf act_of(int act, vf x) {
@@ -122,9 +148,13 @@ DFCL_FN vf ldw_part(GLOBAL const WT *p, int n) {
 
 #if KIND < 5 || KIND == 7
 #if STAGED
-#define B_PTR __private const float *
+#define B_PTR __private const B_T *
+#if DOT
+#define LD_B(p) VLDU(p)
+#else
 #define LD_B(p) VLD(p)
-#define B_CHUNK(j) ((j) * TB) /* where a chunk begins, where a step ends */
+#endif
+#define B_CHUNK(j) ((j) * STEPS(TB)) /* where a chunk begins, where a step ends */
 #define B_STEP CW
 #define B_AHEAD(b) ((void)0)
 #else
@@ -152,8 +182,8 @@ DFCL_FN vf ldw_part(GLOBAL const WT *p, int n) {
 
 /* c[MM][V * VW] (rows 48 apart) = (resume ? c : 0) + A B over n steps; rows past `rows` repeat the last one. */
 #define MICRO(NAME, MM, V)                                                                                                              \
-    DFCL_FN void NAME(GLOBAL const float *a, dfcl_i64 lda, int rows, B_PTR b, int n, float *c, int resume) {           \
-        GLOBAL const float *ar[MM];                                                                                                    \
+    DFCL_FN void NAME(GLOBAL const A_T *a, dfcl_i64 lda, int rows, B_PTR b, int n, float *c, int resume) {           \
+        GLOBAL const A_T *ar[MM];                                                                                                      \
         vf s[MM][V];                                                                                                                   \
         __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i) {                                                             \
             ar[i] = A_ROW(a, min(i, rows - 1), lda);                                                                                   \
@@ -164,11 +194,11 @@ DFCL_FN vf ldw_part(GLOBAL const WT *p, int n) {
                 __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = VLD(c + i * PANEL + j * VW);                  \
         dfcl_i64 at = 0;                                                                                                               \
         for (int k = 0; k < n; ++k) {                                                                                                  \
-            vf bv[V];                                                                                                                  \
+            BV bv[V];                                                                                                                  \
             __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) bv[j] = LD_B(b + j * VW);                                   \
             __attribute__((opencl_unroll_hint)) for (int i = 0; i < MM; ++i) {                                                         \
-                vf av = (vf)(ar[i][at]);                                                                                               \
-                __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) s[i][j] = dfcl_vfma(av, bv[j], s[i][j]);                  \
+                BV av = (BV)(ar[i][at]);                                                                                               \
+                __attribute__((opencl_unroll_hint)) for (int j = 0; j < V; ++j) MAC(s[i][j], av, bv[j]);                  \
             }                                                                                                                          \
             B_AHEAD(b);                                                                                                                \
             b += B_STEP;                                                                                                               \
@@ -196,7 +226,7 @@ DFCL_FN void want_tile(GLOBAL const float *p, int pitch, int rows) {
 }
 
 /* One chunk of `cols` columns, up to TM rows. Few rows get a tile of their own: a vector times a matrix is bound by memory. */
-DFCL_FN void tile(GLOBAL const float *a, dfcl_i64 lda, int rows, B_PTR b, int n, float *c, int cols, int resume) {
+DFCL_FN void tile(GLOBAL const A_T *a, dfcl_i64 lda, int rows, B_PTR b, int n, float *c, int cols, int resume) {
     if (cols <= VW)
         micro_v1(a, lda, rows, b, n, c, resume);
     else if (cols <= 2 * VW)
@@ -234,7 +264,7 @@ DFCL_FN void fetch_ahead(struct ahead *f, int count) {
 }
 
 /* All columns and rows of an item for one block of B: a chunk of it stays in the first-level cache while all rows pass. */
-DFCL_FN void strip(GLOBAL const float *a, dfcl_i64 lda, int rows, B_PTR b, int n, float *c, int cols, int resume, struct ahead *next) {
+DFCL_FN void strip(GLOBAL const A_T *a, dfcl_i64 lda, int rows, B_PTR b, int n, float *c, int cols, int resume, struct ahead *next) {
     int share = next->lines * CW / (cols + CW) * TM / rows + 1; /* of a tile, with a chunk to spare */
     for (int j = 0; j < cols; j += CW)
         for (int m = 0; m < rows; m += TM) {
@@ -246,7 +276,7 @@ DFCL_FN void strip(GLOBAL const float *a, dfcl_i64 lda, int rows, B_PTR b, int n
 
 /* ---- blocks of B from the form at hand: for each chunk of a tile's columns [TB][CW], so that a chunk fits the first-level cache ---- */
 
-#define AT(s, t, j) ((s) + (j) / CW * (TB * CW) + (t) * CW + (j) % CW)
+#define AT(s, t, j) ((s) + (j) / CW * (STEPS(TB) * CW) + (t) * CW + (j) % CW)
 
 #if KIND == 1 || KIND == 2 || KIND == 5
 /* Transposes a VW x VW block in registers: log2(VW) rounds, each interleaving row i with row i + VW / 2. */
@@ -271,7 +301,64 @@ DFCL_FN void load_transposed(GLOBAL const WT *w, int N, int K, int n0, int k0, v
 }
 #endif
 
-#if KIND == 0
+#if DOT
+/* The first n of VW values at p, in the low halves of lanes; zeros behind them. */
+DFCL_FN vu bits_part(GLOBAL const ushort *p, int n) {
+    if (n >= VW)
+        return LD_BITS(p);
+    uint t[VW];
+    for (int i = 0; i < VW; ++i)
+        t[i] = i < n ? p[i] : 0;
+    return VLDU(t);
+}
+#endif
+#if DOT && (KIND == 0 || KIND == 3)
+/* s[t / 2][j] = the pair (w[t0 + t], w[t0 + t + 1]) at column j of the panel (KIND 0) or of the matrix */
+DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0, int n, uint *s) {
+    int pitch = KIND == 0 ? PANEL : C, width = KIND == 0 ? PANEL : cols;
+    GLOBAL const WT *p = w + (KIND == 0 ? (dfcl_i64)c0 * sum : c0) + (dfcl_i64)t0 * pitch;
+    for (int t = 0; t < n; t += 2, p += 2 * pitch)
+        for (int j = 0; j < width; j += VW) {
+            vu lo = bits_part(p + j, width - j), hi = t + 1 < n ? bits_part(p + pitch + j, width - j) : 0;
+            VSTU(AT(s, t / 2, j), lo | hi << 16);
+        }
+}
+#elif DOT && KIND == 1
+/* s[k / 2][j] = the pair W[c0 + j][t0 + k ..]; rows past N and values past K are 0 */
+DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0, int n, uint *s) {
+    for (int j = 0; j < cols; j += VW)
+        for (int k = 0; k < n; k += 2 * VW) {
+            vf r[VW];
+            for (int i = 0; i < VW; ++i) {
+                GLOBAL const WT *p = w + (dfcl_i64)min(c0 + j + i, C - 1) * sum + t0 + k;
+                int have = c0 + j + i < C ? n - k : 0;
+                vu lo = bits_part(p, have), hi = bits_part(p + VW, have - VW);
+                r[i] = as_float16((vu)(lo.even | lo.odd << 16, hi.even | hi.odd << 16));
+            }
+            transpose(r);
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) VSTU(AT(s, k / 2 + i, j), as_uint16(r[i]));
+        }
+}
+#elif DOT && KIND == 2
+/* s[n / 2][j] = the pair panels[(t0 + n) / 48][c0 + j][(t0 + n) % 48 ..]; 24 pairs of a panel are 16 and 8 */
+DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0, int n, uint *s) {
+    for (int p = 0; p < n; p += PANEL) {
+        GLOBAL const WT *panel = w + (dfcl_i64)((t0 + p) / PANEL) * C * PANEL;
+        for (int j = 0; j < cols; j += VW) {
+            vf r[VW], q[VW];
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) {
+                GLOBAL const WT *c = panel + (dfcl_i64)min(c0 + j + i, C - 1) * PANEL;
+                r[i] = as_float16((vu)(as_uint8(vload16(0, c)), as_uint8(vload16(1, c))));
+                q[i] = as_float16((vu)(as_uint8(vload16(2, c)), (uint8)(0)));
+            }
+            transpose(r);
+            transpose(q);
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW; ++i) VSTU(AT(s, p / 2 + i, j), as_uint16(r[i]));
+            __attribute__((opencl_unroll_hint)) for (int i = 0; i < VW / 2; ++i) VSTU(AT(s, p / 2 + VW + i, j), as_uint16(q[i]));
+        }
+    }
+}
+#elif KIND == 0
 /* s[k][j] = panel[t0 + k][j] */
 DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0, int n, float *s) {
     GLOBAL const WT *panel = w + (dfcl_i64)c0 * sum + (dfcl_i64)t0 * PANEL;
@@ -415,7 +502,7 @@ DFCL_FN void finish_part(const float *c, const struct vectors *v, int act, GLOBA
 }
 
 DFCL_KERNEL(1, 1, 1)
-linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *bias, dfcl_i64 bias_off,
+linear_fwd_cpu(GLOBAL const A_T *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *bias, dfcl_i64 bias_off,
                dfcl_i64 bias_stride, GLOBAL const float *gamma, dfcl_i64 gamma_off, dfcl_i64 gamma_stride, GLOBAL const float *gamma_res,
                dfcl_i64 gamma_res_off, dfcl_i64 gamma_res_stride, GLOBAL const int *dom, dfcl_i64 dom_off, GLOBAL float *pre,
                dfcl_i64 pre_off, GLOBAL float *y, dfcl_i64 y_off, GLOBAL const float *res, dfcl_i64 res_off, GLOBAL const float *gate,
@@ -427,14 +514,14 @@ linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i
     int t0 = 0, last = (cols - 1) / CW * CW; /* first column of the last chunk */
 #if STAGED
     float c[(RB_MAX + TM) * PANEL] __attribute__((aligned(64)));
-    float s[TB * PANEL] __attribute__((aligned(64)));
+    B_T s[STEPS(TB) * PANEL] __attribute__((aligned(64)));
     struct ahead next;
     for (;; t0 += TB) {
         stage(w, N, K, c0, cols, t0, min(TB, K - t0), s);
         next = block_lines(w, N, K, c0, cols, t0 + TB);
         if (t0 + TB >= K)
             break;
-        strip(x + (dfcl_i64)m0 * K + t0, K, m1 - m0, s, TB, c, cols, t0 > 0, &next);
+        strip(A_AT(x, m0, t0, K), A_PITCH(K), m1 - m0, s, STEPS(TB), c, cols, t0 > 0, &next);
     }
 #else
     struct ahead next = {0, 0, 0, 0, 0};
@@ -448,7 +535,7 @@ linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i
 #endif
 #endif
     /* The last block: its last chunk goes row by row together with the epilogue. */
-    strip(x + (dfcl_i64)m0 * K + t0, K, m1 - m0, s, K - t0, c, last, t0 > 0, &next);
+    strip(A_AT(x, m0, t0, K), A_PITCH(K), m1 - m0, s, STEPS(K - t0), c, last, t0 > 0, &next);
     /* Vectors of the sample at hand, at this strip's columns. */
     int sample = m0 / T, row = m0 % T, wrap = res_rows ? m0 % res_rows : 0; /* walked along with m */
     bool fresh = true;
@@ -464,7 +551,7 @@ linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i
         float *cr = c + (m - m0) * PANEL;
 #endif
         fetch_ahead(&next, next.lines * TM / (m1 - m) + 1);
-        tile(x + (dfcl_i64)m * K + t0, K, rows, s + B_CHUNK(last), K - t0, cr + last, cols - last, t0 > 0);
+        tile(A_AT(x, m, t0, K), A_PITCH(K), rows, s + B_CHUNK(last), STEPS(K - t0), cr + last, cols - last, t0 > 0);
         for (int i = 0; i < rows; ++i, cr += PANEL) {
             if (fresh) {
                 dfcl_i64 d = dom ? dom[dom_off + sample] : 0;
@@ -496,23 +583,23 @@ linear_fwd_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL const WT *w, dfcl_i
 
 #if KIND == 2 || KIND == 3
 DFCL_KERNEL(1, 1, 1)
-linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
+linear_dx_cpu(GLOBAL const A_T *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
               GLOBAL float *dx, dfcl_i64 dx_off, int M, int N, int K, int act, int accumulate, int rb) {
     int c0 = GRP(0) * PANEL, cols = min(PANEL, K - c0), m0 = GRP(1) * rb, m1 = min(M, m0 + rb);
     int t0 = 0, last = (cols - 1) / CW * CW; /* as in linear_fwd_cpu: the epilogue runs beside the last block's last chunk */
     float c[(RB_MAX + TM) * PANEL] __attribute__((aligned(64)));
-    float s[TB * PANEL] __attribute__((aligned(64)));
+    B_T s[STEPS(TB) * PANEL] __attribute__((aligned(64)));
     struct ahead next;
-    dy += dy_off + (dfcl_i64)m0 * N;
+    dy += dy_off + (dfcl_i64)m0 * A_PITCH(N);
     w += w_off;
     for (;; t0 += TB) {
         stage(w, K, N, c0, cols, t0, min(TB, N - t0), s);
         next = block_lines(w, K, N, c0, cols, t0 + TB);
         if (t0 + TB >= N)
             break;
-        strip(dy + t0, N, m1 - m0, s, TB, c, cols, t0 > 0, &next);
+        strip(A_AT(dy, 0, t0, N), A_PITCH(N), m1 - m0, s, STEPS(TB), c, cols, t0 > 0, &next);
     }
-    strip(dy + t0, N, m1 - m0, s, N - t0, c, last, t0 > 0, &next);
+    strip(A_AT(dy, 0, t0, N), A_PITCH(N), m1 - m0, s, STEPS(N - t0), c, last, t0 > 0, &next);
     for (int m = m0; m < m1; m += TM) {
         int rows = min(TM, m1 - m);
         float *cr = c + (m - m0) * PANEL;
@@ -525,7 +612,7 @@ linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_
                 for (int j = 0; j < PANEL; j += 16)
                     dfcl_fetch(pr + (dfcl_i64)i * K + j, 0);
         fetch_ahead(&next, next.lines * TM / (m1 - m) + 1);
-        tile(dy + (dfcl_i64)(m - m0) * N + t0, N, rows, s + B_CHUNK(last), N - t0, cr + last, cols - last, t0 > 0);
+        tile(A_AT(dy, m - m0, t0, N), A_PITCH(N), rows, s + B_CHUNK(last), STEPS(N - t0), cr + last, cols - last, t0 > 0);
         for (int i = 0; i < rows; ++i, cr += PANEL, pr += K, o += K) {
             if (cols == PANEL) {
                 vf u[PANEL / VW];
@@ -556,7 +643,7 @@ linear_dx_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_
 #define DM 4
 #define DK (VW == 16 ? 6 : 3)
 DFCL_KERNEL(1, 1, 1)
-linear_dx_dot_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
+linear_dx_few_cpu(GLOBAL const float *dy, dfcl_i64 dy_off, GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL const float *pre, dfcl_i64 pre_off,
                   GLOBAL float *dx, dfcl_i64 dx_off, int M, int N, int K, int act, int accumulate, int rb, int kb) {
     int k1 = min(K, (GRP(0) + 1) * kb), m0 = GRP(1) * rb, m1 = min(M, m0 + rb), whole = N / PANEL;
     dy += dy_off;
@@ -654,5 +741,24 @@ pack_cpu(GLOBAL const WT *w, dfcl_i64 w_off, GLOBAL WT *packed, dfcl_i64 packed_
                 for (int i = 0; i < k1 - k; ++i)
                     ST_W(o + (dfcl_i64)(k + i) * PANEL + j, r[i]);
         }
+}
+#endif
+
+/* ---- operands ---- */
+
+#if KIND == 8
+/* x [M,K] to rows of bf16 pairs, A_PITCH apart, zeros behind the last value; `rows` rows an item. */
+DFCL_KERNEL(1, 1, 1)
+bf16_rows_cpu(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL uint *out, dfcl_i64 out_off, int M, int K, int rows) {
+    int m1 = min(M, (GRP(0) + 1) * rows);
+    for (int m = GRP(0) * rows; m < m1; ++m) {
+        GLOBAL const float *p = x + x_off + (dfcl_i64)m * K;
+        GLOBAL uint *o = out + out_off + (dfcl_i64)m * A_PITCH(K);
+        int k = 0;
+        for (; k + 32 <= K; k += 32)
+            VSTU(o + k / 2, dfcl_vrow(VLD(p + k), VLD(p + k + 16)));
+        if (k < K)
+            VSTU(o + k / 2, dfcl_vrow(ld_part(p + k, K - k), ld_part(p + k + 16, max(0, K - k - 16))));
+    }
 }
 #endif

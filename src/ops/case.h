@@ -23,6 +23,7 @@ struct dfcl_case_tensor {
     enum dfcl_case_use use;
     enum dfcl_case_fill fill;
     double a, b;
+    bool bf16;          /* DFCL_F32: only values that bf16 has, so that a variant which rounds to it is held to the same tolerance */
     const void *data;   /* DFCL_FILL_DATA: owned by the case (dfcl_case_data) */
     double tol;         /* outputs: |got - want| <= tol * (|want| + max|want| of the tensor, for DFCL_INOUT also of what was there before);
                            0: bit-exact */

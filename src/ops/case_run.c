@@ -56,7 +56,10 @@ dfcl_status dfcl_case_fill(const dfcl_context *ctx, const struct dfcl_case_tenso
     if (t->dtype != DFCL_F32 && t->dtype != DFCL_F16 && t->dtype != DFCL_BF16)
         return dfcl_fail(err, DFCL_ERROR, "%s: real numbers wanted in a tensor of %s", t->name, dfcl_dtype_name(t->dtype));
     if (t->dtype == DFCL_F32) {
-        fill_floats(t, number, seed, out);
+        float *f = out;
+        fill_floats(t, number, seed, f);
+        for (uint64_t i = 0; t->bf16 && i < t->count; i++)
+            f[i] = dfcl_bf16_to_f32(dfcl_f32_to_bf16(f[i]));
         return DFCL_OK;
     }
     float *f = dfcl_calloc(ctx, (size_t)t->count, sizeof *f, err);

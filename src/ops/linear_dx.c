@@ -22,6 +22,17 @@ static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_dx_cpu(dev, params, err);
 }
+static bool dot_supports(const struct dfcl_device *dev, const void *params) {
+    const struct dfcl_linear_dx *p = params;
+    return dfcl_linear_dot_supports(dev, &p->w, p->M);
+}
+static uint64_t dot_scratch(const struct dfcl_device *dev, const void *params) {
+    return dfcl_linear_dx_dot_scratch(params);
+}
+static dfcl_status dot_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    dfcl_status s = check(params, err);
+    return s ? s : dfcl_linear_dx_dot(dev, params, err);
+}
 
 static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     const struct dfcl_linear_dx *p = params;
@@ -47,7 +58,15 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
 
 /* ---- cases ---- */
 
-enum { ACC = 1, LARGE = 2, ROWS = 4, PANELS = 8, BOTH = ROWS | PANELS, B16 = 16 /* benchmarks: bf16 */ };
+enum {
+    ACC = 1,
+    LARGE = 2,
+    ROWS = 4,
+    PANELS = 8,
+    BOTH = ROWS | PANELS,
+    B16 = 16 /* benchmarks: bf16 */,
+    ROUNDED = 32 /* as in linear_fwd */
+};
 static const struct {
     int M, N, K;
     unsigned flags;
@@ -84,6 +103,11 @@ static const struct {
     {24, 145, 131, PANELS, DFCL_ACT_NONE, DFCL_BF16},
     {300, 337, 100, PANELS, DFCL_ACT_GELU_TANH, DFCL_BF16},
     {270, 610, 145, ACC | PANELS, DFCL_ACT_NONE, DFCL_F16},
+    {25, 1, 50, PANELS, DFCL_ACT_NONE, DFCL_BF16},
+    {75, 610, 75, ACC | ROWS, DFCL_ACT_GELU_TANH, DFCL_BF16},
+    {61, 1201, 50, LARGE | PANELS, DFCL_ACT_NONE, DFCL_BF16},
+    {300, 49, 97, BOTH, DFCL_ACT_SILU, DFCL_BF16},
+    {70, 301, 97, ROUNDED | BOTH, DFCL_ACT_NONE, DFCL_BF16},
 };
 static const struct {
     const char *name;
@@ -121,11 +145,16 @@ static void make_case(struct dfcl_case *c, int index) {
     p->accumulate = f & ACC;
     snprintf(c->label, sizeof c->label, "%s%sM=%d N=%d K=%d act=%d flags=%x %s", bench ? benches[i].name : "",
              bench ? " " : "", M, N, K, (int)p->act, f, dfcl_dtype_name(p->w.dtype));
-    dfcl_case_add(c, "dy", &p->dy, DFCL_F32, (uint64_t)M * (uint64_t)N, DFCL_IN)->b = f & LARGE ? 3e4 : 1.0;
+    struct dfcl_case_tensor *dy = dfcl_case_add(c, "dy", &p->dy, DFCL_F32, (uint64_t)M * (uint64_t)N, DFCL_IN);
+    dy->b = f & LARGE ? 3e4 : 1.0;
+    dy->bf16 = p->w.dtype == DFCL_BF16 && !(f & ROUNDED);
     dfcl_case_add_weight(c, &p->w, 0.1, f & ROWS, f & PANELS);
     if (p->act != DFCL_ACT_NONE)
         dfcl_case_add(c, "pre", &p->pre, DFCL_F32, (uint64_t)M * (uint64_t)K, DFCL_IN)->b = 2.0;
-    dfcl_case_add(c, "dx", &p->dx, DFCL_F32, (uint64_t)M * (uint64_t)K, f & ACC ? DFCL_INOUT : DFCL_OUT);
+    struct dfcl_case_tensor *dx =
+        dfcl_case_add(c, "dx", &p->dx, DFCL_F32, (uint64_t)M * (uint64_t)K, f & ACC ? DFCL_INOUT : DFCL_OUT);
+    if (f & ROUNDED)
+        dx->tol = 1.0 / 256;
 }
 
 static double flops(const void *params) {
@@ -139,6 +168,7 @@ static double bytes(const void *params) {
 }
 
 static const struct dfcl_variant variants[] = {
+    {.name = "cpu_dot", .supports = dot_supports, .scratch = dot_scratch, .launch = dot_launch},
     {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
     {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},

@@ -24,6 +24,17 @@ static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_
     dfcl_status s = check(params, err);
     return s ? s : dfcl_linear_fwd_cpu(dev, params, err);
 }
+static bool dot_supports(const struct dfcl_device *dev, const void *params) {
+    const struct dfcl_linear_fwd *p = params;
+    return dfcl_linear_dot_supports(dev, &p->w, p->M);
+}
+static uint64_t dot_scratch(const struct dfcl_device *dev, const void *params) {
+    return dfcl_linear_fwd_dot_scratch(params);
+}
+static dfcl_status dot_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
+    dfcl_status s = check(params, err);
+    return s ? s : dfcl_linear_fwd_dot(dev, params, err);
+}
 
 void dfcl_linear_fwd_args(struct dfcl_args *a, const struct dfcl_linear_fwd *p, struct dfcl_weight_form w) {
     dfcl_args_ref(a, p->x, 4);
@@ -98,6 +109,7 @@ enum {
     ROWS = 2048,
     PANELS = 4096,
     B16 = 8192 /* benchmarks: bf16 */,
+    ROUNDED = 16384 /* x that bf16 does not have: what rounding it changes is allowed */,
     BOTH = ROWS | PANELS,
     BRANCH = BIAS | GAMMA | GAMMA_RES | GATE | PRE | OUT | RES,
 };
@@ -139,6 +151,11 @@ static const struct {
     {26, 96, 610, 2, 2, BIAS | GAMMA | Y | PANELS, DFCL_ACT_SILU, DFCL_F16},
     {300, 97, 600, 150, 2, BRANCH | PANELS, DFCL_ACT_NONE, DFCL_BF16},
     {270, 144, 288, 9, 3, BRANCH | IN_PLACE | PANELS, DFCL_ACT_NONE, DFCL_F16},
+    {17, 33, 1, 4, 2, BIAS | PRE | BOTH, DFCL_ACT_NONE, DFCL_BF16},
+    {40, 75, 601, 8, 2, BIAS | Y | PRE | ROWS, DFCL_ACT_GELU_TANH, DFCL_BF16},
+    {265, 49, 1187, 53, 2, BIAS | GAMMA | OUT | RES | WRAP | PANELS, DFCL_ACT_NONE, DFCL_BF16},
+    {64, 97, 96, 5, 2, LARGE | BIAS | Y | BOTH, DFCL_ACT_GELU_TANH, DFCL_BF16},
+    {64, 97, 301, 5, 2, ROUNDED | BIAS | Y | BOTH, DFCL_ACT_NONE, DFCL_BF16},
 };
 static const struct {
     const char *name;
@@ -192,7 +209,9 @@ static void make_case(struct dfcl_case *c, int index) {
              bench ? benches[i].name : "", bench ? " " : "", M, N, K, T, domains, (int)p->act, f,
              dfcl_dtype_name(p->w.dtype));
 
-    dfcl_case_add(c, "x", &p->x, DFCL_F32, (uint64_t)M * (uint64_t)K, DFCL_IN)->b = f & LARGE ? 3e4 : 1.0;
+    struct dfcl_case_tensor *x = dfcl_case_add(c, "x", &p->x, DFCL_F32, (uint64_t)M * (uint64_t)K, DFCL_IN);
+    x->b = f & LARGE ? 3e4 : 1.0;
+    x->bf16 = p->w.dtype == DFCL_BF16 && !(f & ROUNDED);
     dfcl_case_add_weight(c, &p->w, 0.1, f & ROWS, f & PANELS);
     if (f & BIAS)
         add_vec(c, "bias", &p->bias, domains, N, 0.0, 0.5);
@@ -224,6 +243,9 @@ static void make_case(struct dfcl_case *c, int index) {
         if (f & WRAP)
             p->res_rows = T;
     }
+    /* 2^-9 of each product, at random: 2^-9 of the outputs' standard deviation, below a quarter of the largest. */
+    for (int t = 0; f & ROUNDED && t < c->tensor_count; t++)
+        c->tensors[t].tol = 1.0 / 256;
 }
 
 static double flops(const void *params) {
@@ -238,6 +260,7 @@ static double bytes(const void *params) {
 }
 
 static const struct dfcl_variant variants[] = {
+    {.name = "cpu_dot", .supports = dot_supports, .scratch = dot_scratch, .launch = dot_launch},
     {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
     {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},

@@ -9,6 +9,7 @@
 
 static char dir[64];
 static struct dfcl_model_params base;
+static bool native; /* the device has products of bf16 */
 
 static const char *tmp_path(const char *name) {
     static char buf[8][128];
@@ -233,10 +234,38 @@ static void test_plain_delta(void **state) {
     dfcl_model_close(&m);
 }
 
+/* Where the device multiplies bf16 by itself, the other operands are rounded too: near the same results, the same bits
+ * each time. */
+static void test_dot(void **state) {
+    uint32_t bits = dev->info.vector_bits;
+    for (enum dfcl_dot dot = DFCL_DOT_NATIVE; dot <= DFCL_DOT_EMULATED; dot++) {
+        if (strcmp(dev->info.backend, "opencl") || dev->info.type != DFCL_DEVICE_CPU ||
+            (dot == DFCL_DOT_NATIVE && !native))
+            continue;
+        for (int pack = DFCL_PACK_AUTO; pack <= DFCL_PACK_NEVER; pack++) {
+            const char *path = golden_path("dit/micro/raw_bf16.safetensors");
+            int heads = base.heads;
+            base.heads = 2;
+            struct result want = run(path, DFCL_WEIGHTS_BF16, pack, 1);
+            dev->dot = dot;
+            dev->info.vector_bits = 512;
+            struct result got = run(path, DFCL_WEIGHTS_BF16, pack, 1), again = run(path, DFCL_WEIGHTS_BF16, pack, 1);
+            dev->dot = DFCL_DOT_NONE;
+            dev->info.vector_bits = bits;
+            base.heads = heads;
+            expect_equal("twice", &got, &again, 0);
+            expect_equal("bf16 products", &got, &want, 1e-2);
+            assert_true(rel_l2(got.out, want.out, got.out_n) > 1e-5);
+            drop(&want), drop(&got), drop(&again);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16),     cmocka_unit_test(test_f16),     cmocka_unit_test(test_in_place),
         cmocka_unit_test(test_overflow), cmocka_unit_test(test_refused), cmocka_unit_test(test_plain_delta),
+        cmocka_unit_test(test_dot),
     };
     snprintf(dir, sizeof dir, "/tmp/dfcl-weights-XXXXXX");
     if (!mkdtemp(dir))
@@ -246,6 +275,8 @@ int main(void) {
     snprintf(path, sizeof path, "%s", base.path);
     base.path = path;
     open_device();
+    native = dev->dot == DFCL_DOT_NATIVE;
+    dev->dot = DFCL_DOT_NONE; /* the others are about what the matrices hold */
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     dfcl_remove_tree(ctx, dir, NULL);
     close_device();
