@@ -13,3 +13,18 @@ peak(GLOBAL float *out, dfcl_i64 out_off, float a, float b, int steps) {
         t += s[i];
     out[out_off + GID(0)] = t;
 }
+
+/* Reading alone: the 64 items of a group walk over the group's own `count` floats, a multiple of 256, four each at a time. */
+DFCL_KERNEL(64, 1, 1)
+peak_read(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL float *out, dfcl_i64 out_off, dfcl_i64 count) {
+    GLOBAL const float *p = x + x_off + (dfcl_i64)GRP(0) * count;
+    float4 s = vload4(0, p + 4 * LID(0));
+    for (dfcl_i64 i = 256; i < count; i += 256) {
+        float4 v = vload4(0, p + i + 4 * LID(0));
+        s.x += v.x;
+        s.y += v.y;
+        s.z += v.z;
+        s.w += v.w;
+    }
+    out[out_off + GID(0)] = (s.x + s.y) + (s.z + s.w);
+}

@@ -27,12 +27,20 @@ struct dfcl_bench_result {
     char op[32], variant[32], label[128];
     double seconds_median, seconds_min, seconds_max;
     double flops, bytes; /* of one launch */
+    int bf16;            /* products of bf16 */
 };
 /* Times every variant of every op (filter: part of "op/variant", NULL: all) and hands each result to `each`. */
 DFCL_API dfcl_status dfcl_bench_ops(dfcl_device *dev, const char *filter, int repeat,
                                     void (*each)(void *user, const struct dfcl_bench_result *r), void *user, dfcl_error *err);
-/* f32 FMA throughput of a register-only loop on all compute units, in flop/s, median of `repeat`. */
-DFCL_API dfcl_status dfcl_bench_peak(dfcl_device *dev, int repeat, double *flops, dfcl_error *err);
+/* What a device can do at most, on all compute units. */
+enum dfcl_peak {
+    DFCL_PEAK_F32,  /* flop/s of multiply-adds, operands in registers */
+    DFCL_PEAK_BF16, /* flop/s of dot products of bf16 pairs with sums in f32, likewise; 0 where the library has no use for them on this device */
+    DFCL_PEAK_READ, /* byte/s of reading memory once, in order: 256 MiB, less where the device has less */
+};
+/* Median of `repeat` timings. DFCL_USAGE on `host`. */
+DFCL_API dfcl_status dfcl_bench_peak(dfcl_device *dev, enum dfcl_peak what, int repeat, double *rate, dfcl_error *err);
+
 /* ---- timing a whole model ---- */
 
 typedef struct dfcl_bench dfcl_bench;
@@ -89,6 +97,7 @@ struct dfcl_bench_info {
     int64_t trained_values;  /* training */
     int micro_batch;         /* training: samples a pass */
     const char *recompute;   /* training: what backward runs again: "none", "cheap", "block"; else NULL */
+    int bf16_products;       /* matrix products multiply bf16: DFCL_PEAK_BF16 is their limit */
     int variant_count;       /* of matrix products and attention; sampling: known after the first run */
     struct dfcl_bench_variant variants[8];
 };

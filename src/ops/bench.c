@@ -43,6 +43,7 @@ static dfcl_status bench_variant(struct dfcl_device *dev, struct dfcl_case *c, c
     snprintf(r->op, sizeof r->op, "%s", c->op->name);
     snprintf(r->variant, sizeof r->variant, "%s", v->name);
     snprintf(r->label, sizeof r->label, "%s", c->label);
+    r->bf16 = v->bf16;
     /* The host references are slow by intent: two launches say enough. */
     double length = strcmp(v->name, "host") ? SECONDS_PER_CASE : 0;
     dfcl_status s = dfcl_case_time(c, dev, v, repeat, length, seconds, err);

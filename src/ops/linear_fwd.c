@@ -260,7 +260,7 @@ static double bytes(const void *params) {
 }
 
 static const struct dfcl_variant variants[] = {
-    {.name = "cpu_dot", .supports = dot_supports, .scratch = dot_scratch, .launch = dot_launch},
+    {.name = "cpu_dot", .bf16 = true, .supports = dot_supports, .scratch = dot_scratch, .launch = dot_launch},
     {.name = "cpu", .supports = dfcl_supports_cpu, .launch = cpu_launch},
     {.name = "portable", .supports = dfcl_supports_kernels, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},

@@ -277,6 +277,7 @@ struct dfcl_linear_step {
 
 struct dfcl_variant {
     const char *name; /* "portable", "cpu", "host" ... */
+    bool bf16;        /* its products are of bf16 */
     bool (*supports)(const struct dfcl_device *dev, const void *params);
     uint64_t (*scratch)(const struct dfcl_device *dev, const void *params); /* NULL: none */
     dfcl_status (*launch)(struct dfcl_device *dev, const void *params, dfcl_error *err);

@@ -275,6 +275,7 @@ static void note(void *user, const struct dfcl_op *op, const struct dfcl_variant
         info->variant_count++;
         snprintf(to->op, sizeof to->op, "%s", op->name);
     }
+    info->bf16_products |= v->bf16 && !strcmp(op->name, "linear_fwd");
     size_t n = strlen(v->name);
     for (const char *at = to->names; *at; at += strcspn(at, ","), at += *at == ',')
         if (!strncmp(at, v->name, n) && (!at[n] || at[n] == ','))

@@ -231,7 +231,8 @@ def test_ops():
         if d != "host":
             only = json.loads(run("ops", "--device", d, "--filter", "linear_step", "--variants", "-cpu", "--repeat", 1, "--json")[0])
             assert only["ops"] and all("cpu" not in o["variant"] for o in only["ops"])
-            assert json.loads(run("peak", "--device", d, "--repeat", 1, "--json")[0])["peak_gflops"] > 0
+            r = json.loads(run("peak", "--device", d, "--repeat", 1, "--json")[0])
+            assert r["peak_gflops"] > 0 and r["read_gbytes_per_second"] > 0 and (r["bf16_gflops"] is None or r["bf16_gflops"] > r["peak_gflops"] / 2)
     fails(2, "ops", "--device", "host", "--filter", "no-such-op", says="no-such-op")
 
 

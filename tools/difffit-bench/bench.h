@@ -19,7 +19,7 @@ dfcl_status bench_fail(dfcl_error *err, dfcl_status status, const char *fmt, ...
 /* Device for a benchmark: opened, variants restricted where `variants` is not NULL. No self-test: nothing but the benchmark takes memory. */
 dfcl_status bench_open(struct cli *c, const char *variants, dfcl_device **dev, dfcl_error *err);
 /* The peak now, 0 for a device that runs no kernels. */
-dfcl_status bench_peak_now(dfcl_device *dev, int repeat, double *flops, dfcl_error *err);
+dfcl_status bench_peak_now(dfcl_device *dev, enum dfcl_peak what, int repeat, double *rate, dfcl_error *err);
 
 struct bench_spread {
     double median, min, max;

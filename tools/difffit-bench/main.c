@@ -3,7 +3,7 @@
 #include "bench.h"
 
 static const struct cli_command commands[] = {
-    {"peak", bench_peak, "f32 multiply-add throughput of a register-only loop"},
+    {"peak", bench_peak, "most that the device can do: products in f32 and bf16, reading memory"},
     {"ops", bench_ops, "every variant of every op, beside the peak measured in the same run"},
     {"forward", bench_forward, "one pass of a whole network"},
     {"train", bench_train, "one optimizer step: noise, forward, loss, backward, AdamW, moving average"},

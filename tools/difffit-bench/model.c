@@ -104,7 +104,7 @@ static dfcl_status run_paced(struct job *j, dfcl_error *err) {
 }
 
 static dfcl_status run(struct job *j, dfcl_error *err) {
-    struct dfcl_bench_info info;
+    struct dfcl_bench_info info = {0};
     dfcl_status s = bench_open(j->c, j->variants, &j->dev, err);
     if (!s)
         s = dfcl_bench_create(&j->bench, j->dev, &j->p, err);
@@ -115,13 +115,16 @@ static dfcl_status run(struct job *j, dfcl_error *err) {
     for (int i = 0; i < j->warmup && !s; i++)
         s = run_once(j, false, err);
     if (!s)
-        s = bench_peak_now(j->dev, 3, &j->peak, err);
+        s = dfcl_bench_get_info(j->bench, &info, err); /* now that a run has chosen its variants */
+    enum dfcl_peak limit = info.bf16_products ? DFCL_PEAK_BF16 : DFCL_PEAK_F32;
+    if (!s)
+        s = bench_peak_now(j->dev, limit, 3, &j->peak, err);
     if (!s && j->paced)
         s = run_paced(j, err);
     for (int i = 0; i < j->repeat && !j->paced && !s; i++)
         s = run_once(j, true, err);
     if (!s)
-        s = bench_peak_now(j->dev, 3, &j->peak_after, err);
+        s = bench_peak_now(j->dev, limit, 3, &j->peak_after, err);
     return s || !j->output ? s : write_output(j, err);
 }
 
@@ -157,10 +160,10 @@ static void print_json(const struct job *j, const struct dfcl_bench_info *info, 
     bench_json_spread(stdout, "seconds_per_image", m->s);
     printf(",\n  \"gflop_per_image\": %.6g, \"gflops\": %.6g", info->flops / j->p.batch / 1e9, m->gflops);
     if (j->peak > 0)
-        printf(", \"peak_gflops\": %.6g, \"peak_gflops_after\": %.6g, \"fraction_of_peak\": %.4f", j->peak / 1e9, j->peak_after / 1e9,
-               m->fraction);
+        printf(", \"peak\": \"%s\", \"peak_gflops\": %.6g, \"peak_gflops_after\": %.6g, \"fraction_of_peak\": %.4f",
+               info->bf16_products ? "bf16" : "f32", j->peak / 1e9, j->peak_after / 1e9, m->fraction);
     else
-        printf(", \"peak_gflops\": null, \"peak_gflops_after\": null, \"fraction_of_peak\": null");
+        printf(", \"peak\": null, \"peak_gflops\": null, \"peak_gflops_after\": null, \"fraction_of_peak\": null");
     printf(",\n  \"peak_memory_bytes\": %llu, \"planned_bytes\": %llu, \"device_bytes\": %llu", (unsigned long long)m->peak_memory,
            (unsigned long long)info->planned_bytes, (unsigned long long)info->device_bytes);
     printf(",\n  \"load_seconds\": %.6g, \"first_run_seconds\": %.6g", info->load_seconds, j->first.seconds);
@@ -180,7 +183,8 @@ static void print_text(const struct job *j, const struct dfcl_bench_info *info, 
            j->p.batch, m->s.median, j->p.kind == DFCL_BENCH_TRAIN ? " and step" : "", m->s.min, m->s.max, j->count);
     printf("  %.1f GFLOP/s of %.1f GFLOP per image", m->gflops, info->flops / j->p.batch / 1e9);
     if (j->peak > 0)
-        printf("; %.1f %% of the f32 peak (%.1f before, %.1f GFLOP/s after)", 100 * m->fraction, j->peak / 1e9, j->peak_after / 1e9);
+        printf("; %.1f %% of the %s peak (%.1f before, %.1f GFLOP/s after)", 100 * m->fraction, info->bf16_products ? "bf16" : "f32",
+               j->peak / 1e9, j->peak_after / 1e9);
     printf("\n  memory: %.1f MiB at most, %.1f MiB planned on the device\n", (double)m->peak_memory / mib, (double)info->planned_bytes / mib);
     printf("  loading %.2f s, first run %.2f s\n", info->load_seconds, j->first.seconds);
     for (int i = 0; i < info->variant_count; i++)

@@ -21,9 +21,9 @@ dfcl_status bench_open(struct cli *c, const char *variants, dfcl_device **dev, d
     return variants ? dfcl_device_set_variants(*dev, variants, err) : DFCL_OK;
 }
 
-dfcl_status bench_peak_now(dfcl_device *dev, int repeat, double *flops, dfcl_error *err) {
-    *flops = 0;
-    return strcmp(dfcl_device_get_info(dev)->backend, "host") ? dfcl_bench_peak(dev, repeat, flops, err) : DFCL_OK;
+dfcl_status bench_peak_now(dfcl_device *dev, enum dfcl_peak what, int repeat, double *rate, dfcl_error *err) {
+    *rate = 0;
+    return strcmp(dfcl_device_get_info(dev)->backend, "host") ? dfcl_bench_peak(dev, what, repeat, rate, err) : DFCL_OK;
 }
 
 static int by_value(const void *a, const void *b) {
