@@ -16,7 +16,7 @@
 
 int cli_fail(const struct cli *c, const dfcl_error *err) {
     fprintf(stderr, "%s %s: %s\n", c->program, c->command, err->msg[0] ? err->msg : dfcl_status_name(err->status));
-    return err->status;
+    return err->status == DFCL_INTERRUPTED ? cli_interrupted() : (int)err->status;
 }
 
 int cli_usage(const struct cli *c, const char *fmt, ...) {
@@ -93,7 +93,7 @@ static volatile sig_atomic_t stop_signal;
 
 static void on_signal(int sig) {
     if (stop_signal) /* a second one: the user means it */
-        _exit(DFCL_INTERRUPTED);
+        _exit(128 + sig);
     stop_signal = sig;
 }
 
@@ -105,8 +105,8 @@ void cli_catch_signals(void) {
     sigaction(SIGTERM, &sa, NULL);
 }
 
-bool cli_interrupted(void) {
-    return stop_signal != 0;
+int cli_interrupted(void) {
+    return stop_signal ? 128 + stop_signal : 0;
 }
 
 /* ---- options ---- */
@@ -438,6 +438,7 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
         if (strcmp(argv[1], p->commands[i].name))
             continue;
         place_workers();
+        signal(SIGXFSZ, SIG_IGN); /* a file past the size limit is an error of the write, with a message, like a full disk */
         struct cli c = {.program = p->name, .command = argv[1]};
         dfcl_error err = {0};
         if (cli_context(&c, &err))

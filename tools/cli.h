@@ -73,9 +73,9 @@ int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfc
     {"--weights", CLI_STR, weights, "T", "type in which frozen matrices are held: f32 (default), bf16, f16 (half the memory)", 0, 0}, \
     {"--pack", CLI_STR, pack, "P", "auto (default): lay weights out for the device; never: on a CPU, read them straight from the file", 0, 0}
 
-/* Set by SIGINT and SIGTERM after cli_catch_signals(). */
+/* After cli_catch_signals(): 0 until SIGINT or SIGTERM asks to stop, then the exit code for it, 130 or 143. A second signal ends the program at once. */
 void cli_catch_signals(void);
-bool cli_interrupted(void);
+int cli_interrupted(void);
 
 /* One progress line: rewritten in place on a terminal, at most one line every few seconds elsewhere. `last` ends it. */
 void cli_progress(const struct cli *c, bool last, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

@@ -60,7 +60,8 @@ static bool get_double(const cJSON *v, double *out) {
     return true;
 }
 
-static dfcl_status write_state(const struct dfcl_run_dir *run, const char *path, const struct dfcl_train_state *st, dfcl_error *err) {
+static dfcl_status write_state(const struct dfcl_run_dir *run, const char *path, const struct dfcl_train_state *st, const cJSON *config,
+                               dfcl_error *err) {
     cJSON *o = cJSON_CreateObject(), *recent;
     cJSON_AddStringToObject(o, "format", STATE_FORMAT);
     cJSON_AddNumberToObject(o, "step", (double)st->step);
@@ -77,14 +78,18 @@ static dfcl_status write_state(const struct dfcl_run_dir *run, const char *path,
     int n = (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
     for (int i = 0; recent && i < n; i++)
         add_double(recent, NULL, st->recent[i]);
-    dfcl_status s = cJSON_GetArraySize(recent) == n ? dfcl_run_dir_write_json(run, path, o, err)
-                                                    : dfcl_fail(err, DFCL_NOMEM, "%s: out of host memory", path);
+    cJSON *copy = cJSON_Duplicate(config, 1);
+    cJSON_AddItemToObject(o, "config", copy);
+    dfcl_status s = copy && cJSON_GetArraySize(recent) == n ? dfcl_run_dir_write_json(run, path, o, err)
+                                                            : dfcl_fail(err, DFCL_NOMEM, "%s: out of host memory", path);
     cJSON_Delete(o);
     return s;
 }
 
-dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const char *dir, struct dfcl_train_state *st, dfcl_error *err) {
+dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const char *dir, struct dfcl_train_state *st, cJSON **config,
+                                       dfcl_error *err) {
     memset(st, 0, sizeof *st);
+    *config = NULL;
     char *path = dfcl_sprintf(run->ctx, err, "%s/state.json", dir);
     cJSON *o = NULL;
     dfcl_status s = path ? dfcl_run_dir_read_json(run, path, &o, err) : DFCL_NOMEM;
@@ -118,6 +123,8 @@ dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const cha
     }
     if (!ok)
         s = dfcl_fail(err, DFCL_FORMAT, "%s: a value is missing, or out of range", path);
+    else
+        *config = cJSON_DetachItemFromObject(o, "config");
 out:
     cJSON_Delete(o);
     dfcl_free(run->ctx, path);
@@ -154,11 +161,11 @@ static dfcl_status write_tensors(const dfcl_context *ctx, const char *path, stru
 
 dfcl_status dfcl_checkpoint_write(const dfcl_context *ctx, const struct dfcl_run_dir *run, const char *dir, struct dfcl_device *dev,
                                   const struct dfcl_stepper *st, const char layout[65], const struct dfcl_train_state *state,
-                                  dfcl_error *err) {
+                                  const cJSON *config, dfcl_error *err) {
     char *tensors = dfcl_sprintf(ctx, err, "%s/tensors.safetensors", dir), *json = dfcl_sprintf(ctx, err, "%s/state.json", dir);
     dfcl_status s = tensors && json ? write_tensors(ctx, tensors, dev, st, layout, err) : DFCL_NOMEM;
     if (!s)
-        s = write_state(run, json, state, err);
+        s = write_state(run, json, state, config, err);
     dfcl_free(ctx, tensors);
     dfcl_free(ctx, json);
     return s;

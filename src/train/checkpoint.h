@@ -22,12 +22,14 @@ struct dfcl_train_state {
     uint64_t metrics_size, events_size; /* of the logs when it was written */
 };
 
-/* Writes both files into `dir` (an existing folder); bytes are on disk when it returns. `layout` names the trained set. */
+/* Writes both files into `dir` (an existing folder); bytes are on disk when it returns. `layout` names the trained set, `config` is the run's
+ * configuration (train/config.h). */
 dfcl_status dfcl_checkpoint_write(const dfcl_context *ctx, const struct dfcl_run_dir *run, const char *dir, struct dfcl_device *dev,
                                   const struct dfcl_stepper *st, const char layout[65], const struct dfcl_train_state *state,
-                                  dfcl_error *err);
-/* Only state.json. */
-dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const char *dir, struct dfcl_train_state *state, dfcl_error *err);
+                                  const cJSON *config, dfcl_error *err);
+/* Only state.json. *config is the configuration it was written under (freed with cJSON_Delete); NULL: it holds none. */
+dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const char *dir, struct dfcl_train_state *state, cJSON **config,
+                                       dfcl_error *err);
 /* The tensors onto the device; the caller refreshes packed weights. DFCL_FORMAT when they belong to another trained set. */
 dfcl_status dfcl_checkpoint_read_tensors(const dfcl_context *ctx, const char *dir, struct dfcl_device *dev, const struct dfcl_stepper *st,
                                          const char layout[65], dfcl_error *err);

@@ -236,23 +236,48 @@ static void show(const cJSON *v, char *buf, size_t size) {
         snprintf(buf, size, "nothing");
 }
 
+/* Printed with 9 digits both ways: what the reader of the message could not tell apart is not told apart here. */
+static bool equal(const cJSON *saved, const cJSON *now, const char *name, const char *path, dfcl_error *err) {
+    char x[128], y[128];
+    show(saved, x, sizeof x);
+    show(now, y, sizeof y);
+    if (!strcmp(x, y))
+        return true;
+    dfcl_fail(err, DFCL_USAGE, "%s: the run has %s %s, but %s is wanted now: go on with the run's own settings and data, or start a new run", path,
+              name, x, y);
+    return false;
+}
+
 dfcl_status dfcl_train_config_same(const cJSON *saved, const cJSON *now, const char *path, dfcl_error *err) {
     const cJSON *format = dfcl_json_get(saved, "format"), *a = dfcl_json_get(saved, "settings");
     if (!cJSON_IsString(format) || strcmp(format->valuestring, RUN_FORMAT) || !cJSON_IsObject(a))
         return dfcl_fail(err, DFCL_FORMAT, "%s: expected the configuration of a run (format \"%s\"), found %.40s", path, RUN_FORMAT,
                          cJSON_IsString(format) ? format->valuestring : "something else");
-    const cJSON *v;
-    cJSON_ArrayForEach(v, dfcl_json_get(now, "settings")) {
-        const cJSON *w = dfcl_json_get(a, v->string);
-        /* Printed with 9 digits both ways: what the reader of the message could not tell apart is not told apart here. */
-        char x[128], y[128];
-        show(w, x, sizeof x);
-        show(v, y, sizeof y);
-        if (strcmp(x, y))
-            return dfcl_fail(err, DFCL_USAGE, "%s: the run has %s %s, but %s is wanted now: go on with the run's own settings and data, or start "
-                             "a new run", path, v->string, x, y);
+    /* Both ways: a setting that only one of them has differs too. */
+    const cJSON *b = dfcl_json_get(now, "settings"), *v;
+    cJSON_ArrayForEach(v, b) {
+        if (!equal(dfcl_json_get(a, v->string), v, v->string, path, err))
+            return DFCL_USAGE;
+    }
+    cJSON_ArrayForEach(v, a) {
+        if (!equal(v, dfcl_json_get(b, v->string), v->string, path, err))
+            return DFCL_USAGE;
     }
     return DFCL_OK;
+}
+
+void dfcl_train_config_warn(const dfcl_context *ctx, const cJSON *saved, const cJSON *now) {
+    static const char *const keys[] = {"backend", "platform", "name", "driver"};
+    for (size_t i = 0; i < DFCL_COUNT(keys); i++) {
+        char x[128], y[128];
+        show(dfcl_json_get(dfcl_json_get(saved, "device"), keys[i]), x, sizeof x);
+        show(dfcl_json_get(dfcl_json_get(now, "device"), keys[i]), y, sizeof y);
+        if (strcmp(x, y)) {
+            dfcl_log(ctx, DFCL_LOG_WARN, "the run began on another device (%s %s, now %s): it goes on, but not with the bits of an unbroken run",
+                     keys[i], x, y);
+            return;
+        }
+    }
 }
 
 int dfcl_train_config_saved_micro(const cJSON *saved) {

@@ -34,8 +34,10 @@ double dfcl_train_config_lr(const struct dfcl_train_config *c, int64_t step);
 /* config.json: "settings" holds all that decides the numbers of the run, the rest is for the reader. Freed with cJSON_Delete. */
 dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const struct dfcl_model *model, const struct dfcl_dataset *data,
                                    int micro_batch, const char *recompute, cJSON **out, dfcl_error *err);
-/* DFCL_USAGE naming the first setting that differs between the run's config (from its file at `path`) and now. */
+/* DFCL_USAGE naming the first setting that differs between the run's config (read from `path`) and now. */
 dfcl_status dfcl_train_config_same(const cJSON *saved, const cJSON *now, const char *path, dfcl_error *err);
+/* Warns when the run goes on on another device or driver: the last bits will not be those of an unbroken run. */
+void dfcl_train_config_warn(const dfcl_context *ctx, const cJSON *saved, const cJSON *now);
 /* settings.micro_batch of a saved config; 0 if it has none. */
 int dfcl_train_config_saved_micro(const cJSON *saved);
 

@@ -1,9 +1,11 @@
 #define _GNU_SOURCE
 #include "train/run_dir.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -15,7 +17,8 @@
 
 #define LOCK_NAME "lock"
 #define CHECKPOINTS "checkpoints"
-#define TMP_NAME ".tmp-step"
+#define TMP_NAME ".tmp-step"  /* being written */
+#define OLD_NAME ".old-step-" /* being removed */
 #define MAX_JSON (16u << 20)
 
 char *dfcl_run_dir_path(const struct dfcl_run_dir *run, const char *name, dfcl_error *err) {
@@ -74,12 +77,47 @@ static void remove_unused(struct dfcl_run_dir *run) {
         rmdir(run->path); /* fails where something else lies in it */
 }
 
+/* What a process that was killed may have left: the temporary of a file that we write ("NAME.tmp-PID"), a checkpoint half written or half removed. */
+static bool is_leftover(const char *name) {
+    static const char *const ours[] = {"config.json", "delta", "model", "step-"};
+    if (!strcmp(name, TMP_NAME) || !strncmp(name, OLD_NAME, strlen(OLD_NAME)))
+        return true;
+    const char *tail = strstr(name, ".tmp-");
+    if (!tail || !tail[5] || strspn(tail + 5, "0123456789") != strlen(tail + 5))
+        return false;
+    for (size_t i = 0; i < DFCL_COUNT(ours); i++)
+        if (!strncmp(name, ours[i], strlen(ours[i])))
+            return true;
+    return false;
+}
+
+static dfcl_status sweep(const dfcl_context *ctx, const char *dir, dfcl_error *err) {
+    struct dfcl_list found = {0};
+    dfcl_status s = DFCL_OK;
+    DIR *d = opendir(dir);
+    if (!d)
+        return errno == ENOENT || errno == ENOTDIR ? DFCL_OK : dfcl_fail_errno(err, dir, "cannot open folder");
+    for (struct dirent *e; !s && (e = readdir(d)) != NULL;)
+        if (is_leftover(e->d_name))
+            s = dfcl_list_add(ctx, &found, e->d_name, err);
+    closedir(d);
+    for (size_t i = 0; !s && i < found.count; i++) {
+        char *path = dfcl_sprintf(ctx, err, "%s/%s", dir, found.names[i]);
+        s = path ? dfcl_remove_tree(ctx, path, err) : DFCL_NOMEM;
+        dfcl_free(ctx, path);
+    }
+    dfcl_list_free(ctx, &found);
+    return s;
+}
+
 static dfcl_status drop_leftovers(struct dfcl_run_dir *run, dfcl_error *err) {
-    char *path = dfcl_run_dir_path(run, CHECKPOINTS "/" TMP_NAME, err);
-    if (!path)
-        return DFCL_NOMEM;
-    dfcl_status s = dfcl_path_kind(path) == DFCL_PATH_NONE ? DFCL_OK : dfcl_remove_tree(run->ctx, path, err);
-    dfcl_free(run->ctx, path);
+    static const char *const folders[] = {".", CHECKPOINTS, "samples"};
+    dfcl_status s = DFCL_OK;
+    for (size_t i = 0; !s && i < DFCL_COUNT(folders); i++) {
+        char *path = dfcl_run_dir_path(run, folders[i], err);
+        s = path ? sweep(run->ctx, path, err) : DFCL_NOMEM;
+        dfcl_free(run->ctx, path);
+    }
     return s;
 }
 
@@ -194,13 +232,11 @@ dfcl_status dfcl_run_dir_metrics(struct dfcl_run_dir *run, const cJSON *line, df
 dfcl_status dfcl_run_dir_sizes(struct dfcl_run_dir *run, uint64_t *metrics_size, uint64_t *events_size, dfcl_error *err) {
     if (fflush(run->metrics) != 0 || fsync(fileno(run->metrics)) != 0 || fseek(run->metrics, 0, SEEK_END) != 0)
         return dfcl_fail_errno(err, run->path, "cannot write metrics.jsonl");
-    dfcl_status s = dfcl_events_flush(&run->events, err);
-    if (s)
-        return s;
     long at = ftell(run->metrics);
-    *metrics_size = at < 0 ? 0 : (uint64_t)at;
-    *events_size = dfcl_events_offset(&run->events);
-    return DFCL_OK;
+    if (at < 0)
+        return dfcl_fail_errno(err, run->path, "cannot tell the size of metrics.jsonl");
+    *metrics_size = (uint64_t)at;
+    return dfcl_events_sync(&run->events, events_size, err);
 }
 
 /* ---- JSON ---- */
@@ -295,7 +331,20 @@ void dfcl_run_dir_checkpoint_drop(const struct dfcl_run_dir *run, char **tmp) {
     *tmp = NULL;
 }
 
-static dfcl_status prune(const struct dfcl_run_dir *run, int64_t step, int keep, dfcl_error *err) {
+/* Removes a checkpoint. It leaves its name in one step: a folder named step-N is whole, whenever the process ends. */
+static dfcl_status retire(const struct dfcl_run_dir *run, int64_t step, dfcl_error *err) {
+    char *from = dfcl_sprintf(run->ctx, err, "%s/" CHECKPOINTS "/step-%" PRId64, run->path, step);
+    char *to = dfcl_sprintf(run->ctx, err, "%s/" CHECKPOINTS "/" OLD_NAME "%" PRId64, run->path, step);
+    dfcl_status s = from && to ? dfcl_rename(from, to, err) : DFCL_NOMEM;
+    if (!s)
+        s = dfcl_remove_tree(run->ctx, to, err);
+    dfcl_free(run->ctx, from);
+    dfcl_free(run->ctx, to);
+    return s;
+}
+
+/* All but the newest `keep` up to `step`, and `best`. Later ones go too. */
+static dfcl_status prune(const struct dfcl_run_dir *run, int64_t step, int keep, int64_t best, dfcl_error *err) {
     int64_t *steps;
     size_t count, older = 0;
     dfcl_status s = dfcl_run_dir_checkpoints(run, &steps, &count, err);
@@ -304,22 +353,22 @@ static dfcl_status prune(const struct dfcl_run_dir *run, int64_t step, int keep,
     while (older < count && steps[older] <= step)
         older++;
     size_t first = older > (size_t)keep ? older - (size_t)keep : 0;
-    for (size_t i = 0; !s && i < count; i++) {
-        if (i >= first && i < older)
-            continue;
-        char *dir = dfcl_sprintf(run->ctx, err, "%s/" CHECKPOINTS "/step-%" PRId64, run->path, steps[i]);
-        s = dir ? dfcl_remove_tree(run->ctx, dir, err) : DFCL_NOMEM;
-        dfcl_free(run->ctx, dir);
-    }
+    for (size_t i = count; !s && i-- > 0;) /* from the newest: until the last of the later ones is gone the rest still is one run */
+        if ((i < first || i >= older) && steps[i] != best)
+            s = retire(run, steps[i], err);
     dfcl_free(run->ctx, steps);
     return s;
 }
 
-dfcl_status dfcl_run_dir_checkpoint_commit(const struct dfcl_run_dir *run, char **tmp, int64_t step, int keep, dfcl_error *err) {
+dfcl_status dfcl_run_dir_go_back(const struct dfcl_run_dir *run, int64_t step, dfcl_error *err) {
+    return prune(run, step, INT_MAX, -1, err);
+}
+
+dfcl_status dfcl_run_dir_checkpoint_commit(const struct dfcl_run_dir *run, char **tmp, int64_t step, int keep, int64_t best, dfcl_error *err) {
     char *to = dfcl_sprintf(run->ctx, err, "%s/" CHECKPOINTS "/step-%" PRId64, run->path, step);
     dfcl_status s = to ? dfcl_sync_dir(*tmp, err) : DFCL_NOMEM;
     if (!s && dfcl_path_kind(to) != DFCL_PATH_NONE)
-        s = dfcl_remove_tree(run->ctx, to, err);
+        s = retire(run, step, err);
     if (!s)
         s = dfcl_rename(*tmp, to, err);
     dfcl_free(run->ctx, to);
@@ -329,5 +378,5 @@ dfcl_status dfcl_run_dir_checkpoint_commit(const struct dfcl_run_dir *run, char 
     }
     dfcl_free(run->ctx, *tmp);
     *tmp = NULL;
-    return prune(run, step, DFCL_MAX(keep, 1), err);
+    return prune(run, step, DFCL_MAX(keep, 1), best, err);
 }

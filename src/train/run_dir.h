@@ -22,7 +22,7 @@ struct dfcl_run_dir {
 };
 
 /* Creates the folder where needed and takes the lock. `resume`: what is there is kept; otherwise anything but hidden files in it is DFCL_USAGE, and the folder is left as it was. Held
- * by another process: DFCL_ERROR. Folders that a crash left half written are removed. */
+ * by another process: DFCL_ERROR. What a killed process left half written, or half removed, is removed. */
 dfcl_status dfcl_run_dir_open(struct dfcl_run_dir *run, const dfcl_context *ctx, const char *path, bool resume, dfcl_error *err);
 /* A run that ended before dfcl_run_dir_logs takes its lock, and a folder that was made for it, away again. */
 void dfcl_run_dir_close(struct dfcl_run_dir *run);
@@ -35,7 +35,7 @@ char *dfcl_run_dir_path(const struct dfcl_run_dir *run, const char *name, dfcl_e
 dfcl_status dfcl_run_dir_logs(struct dfcl_run_dir *run, uint64_t metrics_size, uint64_t events_size, dfcl_error *err);
 /* Appends one line and flushes it. */
 dfcl_status dfcl_run_dir_metrics(struct dfcl_run_dir *run, const cJSON *line, dfcl_error *err);
-/* Sizes of both, flushed and synced. */
+/* Sizes of both, which are on the disk when it returns. */
 dfcl_status dfcl_run_dir_sizes(struct dfcl_run_dir *run, uint64_t *metrics_size, uint64_t *events_size, dfcl_error *err);
 
 dfcl_status dfcl_run_dir_write_json(const struct dfcl_run_dir *run, const char *path, const cJSON *json, dfcl_error *err);
@@ -43,11 +43,13 @@ dfcl_status dfcl_run_dir_read_json(const struct dfcl_run_dir *run, const char *p
 
 /* Steps of the checkpoints, ascending; *steps is freed with dfcl_free. */
 dfcl_status dfcl_run_dir_checkpoints(const struct dfcl_run_dir *run, int64_t **steps, size_t *count, dfcl_error *err);
+/* Removes the checkpoints after `step`: the run goes on from there. To be called before the logs are cut off, which the later ones count on. */
+dfcl_status dfcl_run_dir_go_back(const struct dfcl_run_dir *run, int64_t step, dfcl_error *err);
 /* Makes an empty temporary folder to write a checkpoint into; *tmp is freed by commit. */
 dfcl_status dfcl_run_dir_checkpoint_begin(const struct dfcl_run_dir *run, char **tmp, dfcl_error *err);
-/* Syncs the folder, renames it to checkpoints/step-N (replacing one of that number), removes all but the newest `keep` and any of a later step
- * (left from before going back to an older one). On failure, or with `drop`, the temporary is removed. */
-dfcl_status dfcl_run_dir_checkpoint_commit(const struct dfcl_run_dir *run, char **tmp, int64_t step, int keep, dfcl_error *err);
+/* Syncs the folder, renames it to checkpoints/step-N (replacing one of that number), removes all but the newest `keep` and that of step `best` (-1:
+ * none). On failure, or with `drop`, the temporary is removed. */
+dfcl_status dfcl_run_dir_checkpoint_commit(const struct dfcl_run_dir *run, char **tmp, int64_t step, int keep, int64_t best, dfcl_error *err);
 void dfcl_run_dir_checkpoint_drop(const struct dfcl_run_dir *run, char **tmp);
 
 #endif

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "train/tensorboard.h"
 
+#include <inttypes.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -73,6 +74,8 @@ dfcl_status dfcl_events_open(struct dfcl_events *e, const char *path, uint64_t o
     dfcl_status s = DFCL_OK;
     if (size < 0 || ((uint64_t)size > offset && ftruncate(fileno(e->f), (off_t)offset) != 0))
         s = dfcl_fail_errno(err, path, "cannot cut off at the checkpoint");
+    if (!s && size && (uint64_t)size < offset)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected at least the %" PRIu64 " bytes of the checkpoint, found %ld", path, offset, size);
     if (!s && fseek(e->f, 0, SEEK_END) != 0)
         s = dfcl_fail_errno(err, path, "cannot seek");
     if (!s && (size == 0 || offset == 0)) {
@@ -108,9 +111,12 @@ dfcl_status dfcl_events_flush(struct dfcl_events *e, dfcl_error *err) {
     return fflush(e->f) == 0 ? DFCL_OK : dfcl_fail_errno(err, e->path, "cannot write");
 }
 
-uint64_t dfcl_events_offset(struct dfcl_events *e) {
-    long at = ftell(e->f);
-    return at < 0 ? 0 : (uint64_t)at;
+dfcl_status dfcl_events_sync(struct dfcl_events *e, uint64_t *size, dfcl_error *err) {
+    long at = -1;
+    if (fflush(e->f) != 0 || fsync(fileno(e->f)) != 0 || (at = ftell(e->f)) < 0)
+        return dfcl_fail_errno(err, e->path, "cannot write");
+    *size = (uint64_t)at;
+    return DFCL_OK;
 }
 
 void dfcl_events_close(struct dfcl_events *e) {

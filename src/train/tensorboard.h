@@ -13,12 +13,13 @@ struct dfcl_events {
     FILE *f;
     char path[4096];
 };
-/* Opens for appending at byte `offset` (what lies behind is cut off); a new or empty file gets the version record. */
+/* Opens for appending at byte `offset` (what lies behind is cut off; a file that is shorter, but not empty, is DFCL_FORMAT); a new or empty file
+ * gets the version record. */
 dfcl_status dfcl_events_open(struct dfcl_events *e, const char *path, uint64_t offset, double wall_time, dfcl_error *err);
 dfcl_status dfcl_events_scalar(struct dfcl_events *e, const char *tag, double wall_time, int64_t step, float value, dfcl_error *err);
 dfcl_status dfcl_events_flush(struct dfcl_events *e, dfcl_error *err);
-/* Bytes written so far, after a flush. */
-uint64_t dfcl_events_offset(struct dfcl_events *e);
+/* Flushes and syncs; *size is that of the file. */
+dfcl_status dfcl_events_sync(struct dfcl_events *e, uint64_t *size, dfcl_error *err);
 void dfcl_events_close(struct dfcl_events *e);
 
 /* CRC-32C (Castagnoli, reflected polynomial 0x82f63b78). */

@@ -30,6 +30,7 @@ struct dfcl_trainer {
     dfcl_model *model;
     struct dfcl_stepper *st;
     struct dfcl_train_state state;
+    cJSON *config; /* config.json, also part of every checkpoint */
     struct dfcl_train_summary summary;
     char plan_text[1024];
     char layout[65];
@@ -114,49 +115,67 @@ static const char *recompute_of(const dfcl_trainer *t) {
     return dfcl_recompute_name(dfcl_stepper_plan(t->st, &own)->recompute);
 }
 
+/* The checkpoint's state and the settings it was made under; *path names their file in messages. */
+static dfcl_status read_past(dfcl_trainer *t, const char *dir, cJSON **saved, char **path, dfcl_error *err) {
+    dfcl_status s = dfcl_checkpoint_read_state(&t->run, dir, &t->state, saved, err);
+    if (s)
+        return s;
+    *path = *saved ? dfcl_sprintf(t->ctx, err, "%s/state.json", dir) : dfcl_run_dir_path(&t->run, "config.json", err);
+    if (!*path)
+        return DFCL_NOMEM;
+    return *saved ? DFCL_OK : dfcl_run_dir_read_json(&t->run, *path, saved, err);
+}
+
+/* Logs are cut back and the configuration is replaced: from here on the run is the one asked for. */
+static dfcl_status take_over(dfcl_trainer *t, bool resumed, dfcl_error *err) {
+    char *path = dfcl_run_dir_path(&t->run, "config.json", err);
+    dfcl_status s = path ? DFCL_OK : DFCL_NOMEM;
+    if (!s && resumed)
+        s = dfcl_run_dir_go_back(&t->run, t->state.step, err);
+    if (!s)
+        s = dfcl_run_dir_logs(&t->run, t->state.metrics_size, t->state.events_size, err);
+    if (!s)
+        s = dfcl_run_dir_write_json(&t->run, path, t->config, err);
+    dfcl_free(t->ctx, path);
+    return s;
+}
+
 /* Everything that needs both the run's past and the present: settings compared, micro-batch taken over, state and tensors read. */
 static dfcl_status open_run(dfcl_trainer *t, dfcl_error *err) {
-    char *dir = NULL, *config = NULL;
-    cJSON *saved = NULL, *mine = NULL;
+    char *dir = NULL, *path = NULL;
+    cJSON *saved = NULL;
     int micro = t->cfg.p.micro_batch;
     dfcl_status s = t->cfg.p.resume ? find_checkpoint(t, &dir, err) : DFCL_OK;
-    config = dfcl_run_dir_path(&t->run, "config.json", err);
-    if (!s && !config)
-        s = DFCL_NOMEM;
-    if (!s && dir) {
-        s = dfcl_run_dir_read_json(&t->run, config, &saved, err);
-        if (!s && !micro) {
-            micro = dfcl_train_config_saved_micro(saved);
-            if (micro && t->cfg.p.batch % micro)
-                micro = 0; /* another batch than the run's: the comparison below says so */
-        }
+    if (!s && dir)
+        s = read_past(t, dir, &saved, &path, err);
+    if (!s && dir && !micro) {
+        micro = dfcl_train_config_saved_micro(saved);
+        if (micro && t->cfg.p.batch % micro)
+            micro = 0; /* another batch than the run's: the comparison below says so */
     }
     if (!s)
         s = open_model(t, err);
     if (!s)
         s = open_stepper(t, micro, err);
     if (!s)
-        s = dfcl_train_config_json(&t->cfg, t->model, t->data, dfcl_stepper_micro(t->st), recompute_of(t), &mine, err);
+        s = dfcl_train_config_json(&t->cfg, t->model, t->data, dfcl_stepper_micro(t->st), recompute_of(t), &t->config, err);
     if (!s)
         s = dfcl_checkpoint_layout(dfcl_model_dit(t->model), t->layout, err);
     if (!s && dir)
-        s = dfcl_train_config_same(saved, mine, config, err);
-    if (!s && dir)
-        s = dfcl_checkpoint_read_state(&t->run, dir, &t->state, err);
+        s = dfcl_train_config_same(saved, t->config, path, err);
     if (!s && dir)
         s = dfcl_checkpoint_read_tensors(t->ctx, dir, t->dev, t->st, t->layout, err);
     if (!s && dir)
         s = dfcl_dit_refresh(dfcl_model_dit(t->model), err);
     if (!s)
-        s = dfcl_run_dir_logs(&t->run, t->state.metrics_size, t->state.events_size, err);
-    if (!s)
-        s = dfcl_run_dir_write_json(&t->run, config, mine, err);
-    if (!s && dir)
+        s = take_over(t, dir != NULL, err);
+    if (!s && dir) {
         t->saved_step = t->state.step;
+        dfcl_train_config_warn(t->ctx, saved, t->config);
+    }
     cJSON_Delete(saved);
-    cJSON_Delete(mine);
     dfcl_free(t->ctx, dir);
-    dfcl_free(t->ctx, config);
+    dfcl_free(t->ctx, path);
     return s;
 }
 
@@ -225,6 +244,7 @@ void dfcl_trainer_destroy(dfcl_trainer **tp) {
     dfcl_model_close(&t->model);
     dfcl_dataset_close(&t->data);
     dfcl_run_dir_close(&t->run);
+    cJSON_Delete(t->config);
     dfcl_free(ctx, t->x0);
     dfcl_free(ctx, t->labels);
     dfcl_free(ctx, t->t);
@@ -332,9 +352,9 @@ dfcl_status dfcl_trainer_save(dfcl_trainer *t, dfcl_error *err) {
     if (!s)
         s = dfcl_run_dir_checkpoint_begin(&t->run, &tmp, err);
     if (!s)
-        s = dfcl_checkpoint_write(t->ctx, &t->run, tmp, t->dev, t->st, t->layout, &t->state, err);
+        s = dfcl_checkpoint_write(t->ctx, &t->run, tmp, t->dev, t->st, t->layout, &t->state, t->config, err);
     if (!s)
-        s = dfcl_run_dir_checkpoint_commit(&t->run, &tmp, t->state.step, t->cfg.p.keep, err);
+        s = dfcl_run_dir_checkpoint_commit(&t->run, &tmp, t->state.step, t->cfg.p.keep, -1, err);
     dfcl_run_dir_checkpoint_drop(&t->run, &tmp);
     if (!s)
         t->saved_step = t->state.step;
@@ -377,15 +397,16 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     if (!s && (due(p->log_every, st->step) || *done))
         s = write_line(t, &r, lr, err);
     double pause = dfcl_now();
-    if (!s && (due(p->checkpoint_every, st->step) || *done)) {
-        s = dfcl_trainer_save(t, err);
-        g.checkpointed = !s;
-    }
+    /* All that a step leaves is there before its checkpoint: a run that is killed in between does it again. */
     if (!s && due(p->sample_every, st->step)) {
         dfcl_free(t->ctx, t->sample_path);
         t->sample_path = NULL;
         s = dfcl_preview(t->model, t->st, &t->run, st->step, p->seed, p->max_memory, &t->sample_path, err);
         g.sample_path = t->sample_path;
+    }
+    if (!s && (due(p->checkpoint_every, st->step) || *done)) {
+        s = dfcl_trainer_save(t, err);
+        g.checkpointed = !s;
     }
     pause = dfcl_now() - pause;
     t->line_time += pause;

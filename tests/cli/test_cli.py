@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -350,18 +351,30 @@ def test_resume_is_exact():
 
 
 def test_interrupt():
+    """SIGINT and SIGTERM save and have codes of their own; the run then goes on as if nothing had happened."""
     base, images = make_base("ibase.safetensors"), make_images("iimages")
-    words = [CLI, "train", "--device", "host", "--model", base, "--data", images, "--out", path("int"), "--steps", "100000", "--batch", "4", "--log-every", "1"]
-    p = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for _ in range(600):
-        if os.path.exists(path("int/metrics.jsonl")) and os.path.getsize(path("int/metrics.jsonl")) > 0:
-            break
-        time.sleep(0.1)
-    p.send_signal(signal.SIGINT)
-    _, err = p.communicate(timeout=120)
-    assert p.returncode == 130, (p.returncode, err)
-    assert "saved" in err
-    assert os.listdir(path("int/checkpoints"))
+    for sig, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        run_dir = f"int-{code}"
+        words = [CLI, "train", "--device", "host", "--model", base, "--data", images, "--out", path(run_dir), "--batch", "4", "--log-every", "1"]
+        p = subprocess.Popen([*words, "--steps", "100000"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        metrics = path(run_dir + "/metrics.jsonl")
+        for _ in range(600):
+            if os.path.exists(metrics) and os.path.getsize(metrics) > 0:
+                break
+            time.sleep(0.1)
+        p.send_signal(sig)
+        _, err = p.communicate(timeout=120)
+        assert p.returncode == code, (p.returncode, err)
+        assert "saved" in err
+        saved, = os.listdir(path(run_dir + "/checkpoints"))
+        step = int(saved[len("step-"):])
+        log = [json.loads(x) for x in open(metrics)]
+        assert step == log[-1]["step"] == len(log), (saved, len(log))
+        subprocess.run([*words, "--steps", str(step + 3), "--resume", "auto", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*words, "--steps", str(step + 3), "--out", path("int-whole"), "--quiet"], check=True, stdout=subprocess.DEVNULL)
+        for f in ("delta.safetensors", "delta-live.safetensors"):
+            same_file(path(f"{run_dir}/{f}"), path(f"int-whole/{f}"))
+        shutil.rmtree(path("int-whole"))
 
 
 def test_out_of_memory():

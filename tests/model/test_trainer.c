@@ -172,6 +172,7 @@ static void resume_is_exact(void **state) {
         fputs("{\"step\": 5, \"lo", f);
         fclose(f);
         p.keep = 1;
+        assert_int_equal(unlink(at("%s/config.json", b)), 0); /* the checkpoint has its own */
         train(&p, -1);
         double x[6], y[6];
         read_losses(a, 6, x);
@@ -220,8 +221,16 @@ static void go_back(void **state) {
     p.checkpoint_every = 1;
     p.keep = 10;
     train(&p, -1);
-    /* from an older checkpoint by path; the later ones are dropped once this one has moved on */
+    /* from an older checkpoint by path; the later ones are dropped */
     char old[512];
+    snprintf(old, sizeof old, "%s/", at("back/checkpoints/step-4"));
+    p.resume = old;
+    train(&p, 0); /* killed at once: the logs have been cut back, so the later ones are gone already */
+    p.resume = "auto";
+    dfcl_trainer *t;
+    assert_int_equal(dfcl_trainer_create(&t, dev, &p, NULL), DFCL_OK);
+    assert_int_equal(dfcl_trainer_summary(t)->start_step, 4);
+    dfcl_trainer_destroy(&t);
     snprintf(old, sizeof old, "%s/", at("back/checkpoints/step-2"));
     p.resume = old;
     train(&p, 1);
@@ -414,6 +423,34 @@ static void non_finite(void **state) {
     dfcl_trainer_destroy(&t);
 }
 
+/* How a run is logged and what it keeps may change at any time. */
+static void other_policies_resume(void **state) {
+    (void)state;
+    struct dfcl_train_params p = params("policy-whole");
+    p.log_every = 4;
+    train(&p, -1);
+    p = params("policy");
+    p.log_every = 3;
+    p.checkpoint_every = 2;
+    p.keep = 1;
+    train(&p, 5); /* line 3, checkpoint 4 */
+    p.resume = "auto";
+    p.log_every = 4;
+    p.checkpoint_every = 5;
+    p.keep = 7;
+    train(&p, -1);
+    same_file(at("policy-whole/delta.safetensors"), at("policy/delta.safetensors"));
+    same_file(at("policy-whole/delta-live.safetensors"), at("policy/delta-live.safetensors"));
+    same_file(at("policy-whole/checkpoints/step-6/tensors.safetensors"), at("policy/checkpoints/step-6/tensors.safetensors"));
+    char *text;
+    size_t size;
+    assert_int_equal(dfcl_file_read(ctx, at("policy/metrics.jsonl"), 1 << 20, &text, &size, NULL), DFCL_OK);
+    const char *second = strchr(text, '\n') + 1;
+    assert_ptr_equal(strstr(text, "{\"step\":3,"), text);
+    assert_ptr_equal(strstr(second, "{\"step\":6,"), second); /* 4 was taken before its line would have been due */
+    dfcl_free(ctx, text);
+}
+
 static void previews_leave_no_trace(void **state) {
     (void)state;
     struct dfcl_train_params p = params("plain");
@@ -489,7 +526,7 @@ int main(void) {
         return 77;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(learning_rate), cmocka_unit_test(resume_is_exact), cmocka_unit_test(passes_resume),
-        cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted),
+        cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted), cmocka_unit_test(other_policies_resume),
         cmocka_unit_test(non_finite),    cmocka_unit_test(previews_leave_no_trace),
         cmocka_unit_test(final_files),   cmocka_unit_test(recompute_follows_memory),
     };

@@ -79,7 +79,8 @@ static void file_reads_back(void **state) {
     assert_int_equal(dfcl_events_open(&e, path, 0, 1.0, NULL), DFCL_OK);
     assert_int_equal(dfcl_events_scalar(&e, "loss", 2.0, 300, 0.5f, NULL), DFCL_OK);
     assert_int_equal(dfcl_events_flush(&e, NULL), DFCL_OK);
-    uint64_t at = dfcl_events_offset(&e);
+    uint64_t at, later;
+    assert_int_equal(dfcl_events_sync(&e, &at, NULL), DFCL_OK);
     assert_int_equal(dfcl_events_scalar(&e, "lost", 3.0, 301, 0.25f, NULL), DFCL_OK);
     dfcl_events_close(&e);
 
@@ -99,12 +100,17 @@ static void file_reads_back(void **state) {
     assert_int_equal(dfcl_events_open(&e, path, at, 4.0, NULL), DFCL_OK);
     assert_int_equal(dfcl_events_scalar(&e, "again", 5.0, 301, 1.0f, NULL), DFCL_OK);
     assert_int_equal(dfcl_events_flush(&e, NULL), DFCL_OK);
-    assert_true(dfcl_events_offset(&e) > at);
+    assert_int_equal(dfcl_events_sync(&e, &later, NULL), DFCL_OK);
+    assert_true(later > at);
     dfcl_events_close(&e);
     assert_int_equal(dfcl_file_read(ctx, path, 1 << 20, &data, &size, NULL), DFCL_OK);
     assert_int_equal(records((unsigned char *)data, size, 2, &rec, &len), 3);
     assert_non_null(memmem(rec, len, "again", 5));
     assert_null(memmem(data, size, "lost", 4));
+    /* a file that has lost what a checkpoint counts on */
+    dfcl_error err;
+    assert_int_equal(dfcl_events_open(&e, path, size + 1, 4.0, &err), DFCL_FORMAT);
+    assert_non_null(strstr(err.msg, path));
     dfcl_free(ctx, data);
 }
 

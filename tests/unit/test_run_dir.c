@@ -103,13 +103,17 @@ static void logs_cut_off(void **state) {
     dfcl_run_dir_close(&r);
 }
 
-static void save(struct dfcl_run_dir *r, int64_t step, int keep, const char *text) {
+static void save_best(struct dfcl_run_dir *r, int64_t step, int keep, int64_t best, const char *text) {
     char *tmp, path[300];
     assert_int_equal(dfcl_run_dir_checkpoint_begin(r, &tmp, NULL), DFCL_OK);
     snprintf(path, sizeof path, "%s/f", tmp);
     assert_int_equal(dfcl_file_write(ctx, path, text, strlen(text), NULL), DFCL_OK);
-    assert_int_equal(dfcl_run_dir_checkpoint_commit(r, &tmp, step, keep, NULL), DFCL_OK);
+    assert_int_equal(dfcl_run_dir_checkpoint_commit(r, &tmp, step, keep, best, NULL), DFCL_OK);
     assert_null(tmp);
+}
+
+static void save(struct dfcl_run_dir *r, int64_t step, int keep, const char *text) {
+    save_best(r, step, keep, -1, text);
 }
 
 static void expect_steps(struct dfcl_run_dir *r, size_t n, const int64_t *want) {
@@ -158,11 +162,63 @@ static void checkpoints_kept(void **state) {
     dfcl_run_dir_close(&r);
 }
 
+static void best_kept(void **state) {
+    (void)state;
+    struct dfcl_run_dir r;
+    assert_int_equal(dfcl_run_dir_open(&r, ctx, at("best"), false, NULL), DFCL_OK);
+    save_best(&r, 1, 2, 1, "a");
+    save_best(&r, 2, 2, 1, "b");
+    save_best(&r, 3, 2, 1, "c");
+    save_best(&r, 4, 2, 1, "d");
+    expect_steps(&r, 3, (const int64_t[]){1, 3, 4});
+    save_best(&r, 5, 2, 5, "e"); /* a better one: the old best goes */
+    expect_steps(&r, 2, (const int64_t[]){4, 5});
+    save_best(&r, 6, 1, 5, "f");
+    save(&r, 7, 1, "g"); /* no longer asked for */
+    expect_steps(&r, 1, (const int64_t[]){7});
+    save(&r, 8, 9, "h");
+    save(&r, 9, 9, "i");
+    assert_int_equal(dfcl_run_dir_go_back(&r, 9, NULL), DFCL_OK);
+    expect_steps(&r, 3, (const int64_t[]){7, 8, 9});
+    assert_int_equal(dfcl_run_dir_go_back(&r, 7, NULL), DFCL_OK);
+    expect_steps(&r, 1, (const int64_t[]){7});
+    dfcl_run_dir_close(&r);
+}
+
+static void leftovers(void **state) {
+    (void)state;
+    struct dfcl_run_dir r;
+    static const char *const gone[] = {"left/config.json.tmp-12", "left/delta-live.safetensors.tmp-7", "left/samples/step-000002-ema.png.tmp-1"};
+    static const char *const stay[] = {"left/notes.tmp-12", "left/config.json.tmp-", "left/delta.tmp-1x", "left/delta.safetensors"};
+    assert_int_equal(dfcl_run_dir_open(&r, ctx, at("left"), false, NULL), DFCL_OK);
+    save(&r, 4, 2, "a");
+    dfcl_run_dir_close(&r);
+    /* killed while one was written and another one removed */
+    assert_int_equal(dfcl_mkdirs(ctx, at("left/checkpoints/.tmp-step"), NULL), DFCL_OK);
+    assert_int_equal(dfcl_mkdirs(ctx, at("left/checkpoints/.old-step-2"), NULL), DFCL_OK);
+    assert_int_equal(dfcl_mkdirs(ctx, at("left/samples"), NULL), DFCL_OK);
+    for (size_t i = 0; i < DFCL_COUNT(gone); i++)
+        assert_int_equal(dfcl_file_write(ctx, at(gone[i]), "x", 1, NULL), DFCL_OK);
+    for (size_t i = 0; i < DFCL_COUNT(stay); i++)
+        assert_int_equal(dfcl_file_write(ctx, at(stay[i]), "x", 1, NULL), DFCL_OK);
+    assert_int_equal(dfcl_run_dir_open(&r, ctx, at("left"), true, NULL), DFCL_OK);
+    for (size_t i = 0; i < DFCL_COUNT(gone); i++)
+        assert_int_equal(dfcl_path_kind(at(gone[i])), DFCL_PATH_NONE);
+    for (size_t i = 0; i < DFCL_COUNT(stay); i++)
+        assert_int_equal(dfcl_path_kind(at(stay[i])), DFCL_PATH_FILE);
+    assert_int_equal(dfcl_path_kind(at("left/checkpoints/.tmp-step")), DFCL_PATH_NONE);
+    assert_int_equal(dfcl_path_kind(at("left/checkpoints/.old-step-2")), DFCL_PATH_NONE);
+    expect_steps(&r, 1, (const int64_t[]){4});
+    dfcl_run_dir_close(&r);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(empty_or_resumed, setup, teardown),
         cmocka_unit_test_setup_teardown(logs_cut_off, setup, teardown),
         cmocka_unit_test_setup_teardown(checkpoints_kept, setup, teardown),
+        cmocka_unit_test_setup_teardown(best_kept, setup, teardown),
+        cmocka_unit_test_setup_teardown(leftovers, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

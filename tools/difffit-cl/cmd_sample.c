@@ -214,7 +214,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     struct sample_requests r = {0};
     dfcl_device *dev = NULL;
     dfcl_model *model = NULL;
-    int *ids = NULL, id_count = 0;
+    int *ids = NULL, id_count = 0, code = 0;
     float *z = NULL, *zs = NULL;
     struct sample_out to = {.c = c};
     dfcl_status s = DFCL_OK;
@@ -287,7 +287,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     char rest;
     if (interval && (sscanf(interval, "%lf,%lf%c", &sp.cfg_lo, &sp.cfg_hi, &rest) != 2 || !(sp.cfg_lo >= 0 && sp.cfg_hi > sp.cfg_lo && isfinite(sp.cfg_hi))))
         return cli_usage(c, "--cfg-interval: expected LO,HI with 0 <= LO < HI, found '%s'", interval);
-    int code = cli_weights(c, weights, pack, &mp);
+    code = cli_weights(c, weights, pack, &mp);
     if (code)
         return code;
     if (!sp.steps)
@@ -320,7 +320,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         s = sample_requests_resolve(&r, c, model, force, &err);
     if (!s && !requests_path && !from && !(s = parse_classes(model, r.set_count ? r.sets[0].domain : 0, classes, &ids, &id_count, &err))) {
         if ((int64_t)id_count * defaults.count > 1000000) {
-            s = cli_usage(c, "%lld pictures are too many for one call (at most 1000000)", (long long)id_count * defaults.count);
+            code = cli_usage(c, "%lld pictures are too many for one call (at most 1000000)", (long long)id_count * defaults.count);
             goto quiet_out;
         }
         s = sample_requests_spread(&r, model, ids, id_count, &err);
@@ -329,7 +329,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         goto out;
     const struct dfcl_model_shape *shape = dfcl_model_get_shape(model);
     if (out && shape->channels != 1 && shape->channels != 3) {
-        s = cli_usage(c, "the model works on latents of %d channels: pictures need a decoder; write them with --save-latents", shape->channels);
+        code = cli_usage(c, "the model works on latents of %d channels: pictures need a decoder; write them with --save-latents", shape->channels);
         goto quiet_out;
     }
     to.n = (int)r.pictures;
@@ -388,7 +388,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         printf("%s\n", out ? out : save_latents);
 out:
     if (s)
-        s = (dfcl_status)cli_fail(c, &err);
+        code = cli_fail(c, &err);
 quiet_out:
     picture_free(&pic, c->ctx);
     dfcl_tensor_free(c->ctx, z);
@@ -398,5 +398,5 @@ quiet_out:
     free(ids);
     dfcl_model_close(&model);
     dfcl_device_close(&dev);
-    return s;
+    return code;
 }

@@ -112,7 +112,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
             if (s)
                 goto out;
             cli_progress(c, true, "interrupted after step %lld; saved. Go on with --resume auto", (long long)g.step);
-            code = DFCL_INTERRUPTED;
+            code = cli_interrupted();
             goto out;
         }
     }

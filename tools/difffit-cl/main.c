@@ -20,7 +20,8 @@ int main(int argc, char **argv) {
         .end =
             "`difffit-cl COMMAND --help` has the options. Exit codes: 0 done, 1 other error, 2 usage, 3 device, 4 out "
             "of memory,\n"
-            "5 non-finite numbers, 6 bad or mismatched file, 7 input/output, 130 interrupted (training saves first).",
+            "5 non-finite numbers, 6 bad or mismatched file, 7 input/output,\n"
+            "130 interrupted, 143 terminated (training saves first).",
         .commands = commands,
         .count = sizeof commands / sizeof *commands};
     return cli_main(&p, argc, argv);
