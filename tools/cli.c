@@ -349,8 +349,25 @@ static void cache_dir(char *buf, size_t size) {
 dfcl_status cli_context(struct cli *c, dfcl_error *err) {
     char cache[4096];
     cache_dir(cache, sizeof cache);
+    const char *dot = getenv("DIFFFIT_CL_BF16_DOT"); /* docs/device.md */
     struct dfcl_context_params p = {.log = log_line, .log_user = c, .cache_dir = cache};
+    p.probe_program = dot && !strcmp(dot, "0") ? NULL : "/proc/self/exe"; /* in a copy of this process: this program */
     return dfcl_context_create(&c->ctx, &p, err);
+}
+
+/* `PROGRAM --try-dot SELECTOR NAME`, run by the library (probe_program of dfcl_context_params). */
+static int try_dot(const char *selector, const char *name) {
+    dfcl_context *ctx;
+    dfcl_device *dev;
+    dfcl_error err = {0};
+    dfcl_status s = dfcl_context_create(&ctx, NULL, &err);
+    if (!s)
+        s = dfcl_device_open(&dev, ctx, selector, &err);
+    if (!s)
+        s = strcmp(dfcl_device_get_info(dev)->name, name) ? DFCL_USAGE : dfcl_device_try_dot(dev, &err);
+    if (s)
+        fprintf(stderr, "--try-dot: %s\n", err.msg[0] ? err.msg : dfcl_status_name(s));
+    _exit(s); /* what a driver does at the end is of no interest */
 }
 
 static void selftest_line(void *user, const char *line) {
@@ -434,6 +451,8 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
         printf("%s %s\n", p->name, dfcl_version());
         return 0;
     }
+    if (!strcmp(argv[1], "--try-dot") && argc == 4)
+        return try_dot(argv[2], argv[3]);
     for (int i = 0; i < p->count; i++) {
         if (strcmp(argv[1], p->commands[i].name))
             continue;

@@ -53,8 +53,13 @@ struct dfcl_context_params {
     void (*log)(void *user, enum dfcl_log_level level, const char *line); /* NULL: silence */
     void *log_user;
     const char *cache_dir; /* program and packing cache; NULL or "": no cache on disk */
+    const char *probe_program; /* tries instructions that might end the process: see below; NULL or "": they are not used */
     int threads;           /* host worker threads, 0: one per online processor */
 };
+
+/* probe_program is the path of `difffit-cl`, or of a program that does the same when it is run as `PROGRAM --try-dot SELECTOR NAME`: opens
+ * that device with a context without probe_program, sees that it has that name, and exits with the status of dfcl_device_try_dot (2 for another name).
+ * Opening a CPU that multiplies bf16 (AVX512_BF16) runs it once and keeps the answer in cache_dir. Linux on x86-64 only. */
 
 typedef struct dfcl_context dfcl_context;
 

@@ -30,6 +30,7 @@ struct dfcl_device_info {
     uint32_t sub_group;  /* 0: no usable sub-groups */
     uint32_t vector_bits; /* CPUs: widest float vector the device prefers, in bits; else 0 */
     int fp16;            /* half arithmetic (storage always works) */
+    int bf16_dot;        /* CPUs, once the device is open: its bf16 dot products were tried and work, kernels use them */
     int usable;          /* 0: listed only; `problem` says why */
     char problem[128];
 };
@@ -50,6 +51,11 @@ DFCL_API dfcl_status dfcl_device_open(dfcl_device **out, const dfcl_context *ctx
 DFCL_API void dfcl_device_close(dfcl_device **dev);
 /* Valid while the device is open. */
 DFCL_API const struct dfcl_device_info *dfcl_device_get_info(const dfcl_device *dev);
+
+/* Runs the processor's bf16 dot product on the device and checks the result. The driver's compiler or the processor may end the
+ * process meanwhile: for programs that are there to be ended (probe_program of dfcl_context_params). DFCL_ERROR: does not compile, comes out
+ * wrong, or the processor has none. */
+DFCL_API dfcl_status dfcl_device_try_dot(dfcl_device *dev, dfcl_error *err);
 
 /* Restricts which kernel variants may be chosen: comma-separated, "-name" forbids variants whose name contains name
  * ("-cpu"), "name" alone allows only those. NULL: no restriction. For tests and benchmarks. */

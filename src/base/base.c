@@ -127,14 +127,15 @@ dfcl_status dfcl_context_create(dfcl_context **out, const struct dfcl_context_pa
         long n = sysconf(_SC_NPROCESSORS_ONLN);
         ctx->p.threads = n > 0 ? (int)n : 1;
     }
-    if (p.cache_dir && p.cache_dir[0]) {
-        ctx->cache_dir = dfcl_strdup(ctx, p.cache_dir, err);
-        if (!ctx->cache_dir) {
-            dfcl_context_destroy(&ctx);
-            return DFCL_NOMEM;
-        }
+    bool want_cache = p.cache_dir && p.cache_dir[0], want_probe = p.probe_program && p.probe_program[0];
+    ctx->cache_dir = want_cache ? dfcl_strdup(ctx, p.cache_dir, err) : NULL;
+    ctx->probe_program = want_probe ? dfcl_strdup(ctx, p.probe_program, err) : NULL;
+    if (!ctx->cache_dir != !want_cache || !ctx->probe_program != !want_probe) {
+        dfcl_context_destroy(&ctx);
+        return DFCL_NOMEM;
     }
     ctx->p.cache_dir = ctx->cache_dir;
+    ctx->p.probe_program = ctx->probe_program;
     *out = ctx;
     return DFCL_OK;
 }
@@ -144,6 +145,7 @@ void dfcl_context_destroy(dfcl_context **ctx) {
         return;
     dfcl_context *c = *ctx;
     dfcl_free(c, c->cache_dir);
+    dfcl_free(c, c->probe_program);
     c->p.free(c->p.alloc_user, c);
     *ctx = NULL;
 }

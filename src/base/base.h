@@ -22,6 +22,7 @@
 struct dfcl_context {
     struct dfcl_context_params p; /* alloc and free never NULL here */
     char *cache_dir;              /* NULL: none */
+    char *probe_program;          /* NULL: none */
 };
 
 /* Fills *err (if any) and returns `status`, so that `return dfcl_fail(...)` and `st = dfcl_fail(...); goto out` read well.

@@ -1,5 +1,7 @@
 #include "device/cpu.h"
 
+#include <stdio.h>
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
 
@@ -32,7 +34,20 @@ int dfcl_cpu_features(void) {
     }
     return f;
 }
+
+void dfcl_cpu_identity(char *buf, size_t size) {
+    unsigned name[13] = {0}, a, b, c, d, signature = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d))
+        signature = a;
+    if (__get_cpuid(0x80000004u, &a, &b, &c, &d)) /* the brand string takes three calls */
+        for (unsigned i = 0; i < 3; i++)
+            __get_cpuid(0x80000002u + i, &name[4 * i], &name[4 * i + 1], &name[4 * i + 2], &name[4 * i + 3]);
+    snprintf(buf, size, "%s %08x %x", (const char *)name, signature, (unsigned)dfcl_cpu_features());
+}
 #else
+void dfcl_cpu_identity(char *buf, size_t size) {
+    snprintf(buf, size, "%s", "");
+}
 int dfcl_cpu_features(void) {
     return 0;
 }

@@ -2,6 +2,7 @@
 #ifndef DFCL_DEVICE_CPU_H
 #define DFCL_DEVICE_CPU_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 enum dfcl_cpu_feature {
@@ -15,5 +16,7 @@ enum dfcl_cpu_feature {
 int dfcl_cpu_features(void);
 /* Widest float vector in bits: 512, 256, 128; 128 where nothing is known. */
 uint32_t dfcl_cpu_vector_bits(void);
+/* Model, stepping and features as text, "" where nothing is known: two processors that may behave differently differ in it. */
+void dfcl_cpu_identity(char *buf, size_t size);
 
 #endif

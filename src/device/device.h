@@ -123,7 +123,7 @@ struct dfcl_device {
     uint64_t used, peak;
     char variant_mask[256]; /* "" : no restriction */
     int cpu_features;       /* enum dfcl_cpu_feature (device/cpu.h) when info.type is DFCL_DEVICE_CPU, else 0 */
-    enum dfcl_dot dot;      /* set by the backend when it opens; checks may change it before the first launch */
+    enum dfcl_dot dot;      /* set by the backend when it opens (device/dot.h); checks may change it before the first launch */
 };
 struct dfcl_mem {
     uint64_t size;

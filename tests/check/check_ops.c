@@ -87,6 +87,9 @@ int main(int argc, char **argv) {
     dfcl_device *dev = NULL;
     dfcl_error err = {0};
     struct dfcl_context_params cp = {.log = print_log};
+#ifdef DFCL_PROGRAM
+    cp.probe_program = DFCL_PROGRAM;
+#endif
     int passed = 0, failed = 0;
     dfcl_status s = dfcl_context_create(&ctx, &cp, &err);
     if (s)

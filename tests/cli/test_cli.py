@@ -105,6 +105,9 @@ def test_devices():
     text = run("devices")[0]
     for d in found:
         assert d["selector"] in text and d["name"] in text
+    off = json.loads(run("devices", "--json", env={"DIFFFIT_CL_BF16_DOT": "0"})[0])
+    assert not any(d["bf16_dot"] for d in off) and not any(d["bf16_dot"] for d in found if d["type"] != "CPU" or d["vector_bits"] < 512)
+    assert ("bf16 dot yes" in text) == any(d["bf16_dot"] for d in found)
     fails(3, "selftest", "--device", "opencl:99", says=["opencl:99", "host"])
     fails(3, "selftest", "--device", "1234", says="1234")
 

@@ -72,6 +72,9 @@ static inline double rel_l2(const float *got, const float *want, size_t n) {
 static inline void open_device(void) {
     dfcl_error err = {0};
     struct dfcl_context_params p = {0};
+#ifdef DFCL_PROGRAM
+    p.probe_program = DFCL_PROGRAM;
+#endif
     const char *sel = getenv("DFCL_TEST_DEVICE"), *mask = getenv("DFCL_TEST_VARIANTS");
     ok(dfcl_context_create(&ctx, &p, &err), &err);
     dfcl_status s = dfcl_device_open(&dev, ctx, sel ? sel : "host", &err);

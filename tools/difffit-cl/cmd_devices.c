@@ -23,11 +23,21 @@ static void print_json(const struct dfcl_device_info *list, int n) {
             cli_json_string(stdout, text[k].value);
         }
         printf(", \"memory_bytes\": %llu, \"max_alloc_bytes\": %llu, \"local_memory_bytes\": %llu, \"compute_units\": %u, "
-               "\"max_work_group\": %u, \"sub_group\": %u, \"vector_bits\": %u, \"fp16\": %s, \"usable\": %s}",
+               "\"max_work_group\": %u, \"sub_group\": %u, \"vector_bits\": %u, \"fp16\": %s, \"bf16_dot\": %s, \"usable\": %s}",
                (unsigned long long)d->memory, (unsigned long long)d->max_alloc, (unsigned long long)d->local_memory, d->compute_units,
-               d->max_work_group, d->sub_group, d->vector_bits, d->fp16 ? "true" : "false", d->usable ? "true" : "false");
+               d->max_work_group, d->sub_group, d->vector_bits, d->fp16 ? "true" : "false",
+               d->bf16_dot ? "true" : "false", d->usable ? "true" : "false");
     }
     printf("%s]\n", n ? "\n" : "");
+}
+
+/* Whether bf16 dot products are used is known once a device is open; one that cannot be opened shows its listing. */
+static void look_closer(struct cli *c, struct dfcl_device_info *d) {
+    dfcl_device *dev;
+    if (!d->usable || d->type != DFCL_DEVICE_CPU || dfcl_device_open(&dev, c->ctx, d->selector, NULL))
+        return;
+    d->bf16_dot = dfcl_device_get_info(dev)->bf16_dot;
+    dfcl_device_close(&dev);
 }
 
 int cmd_devices(struct cli *c, int argc, char **argv) {
@@ -53,6 +63,8 @@ int cmd_devices(struct cli *c, int argc, char **argv) {
             return cli_fail(c, &err);
         }
     } while (n > max);
+    for (int i = 0; i < n; i++)
+        look_closer(c, &list[i]);
     if (json) {
         print_json(list, n);
     } else {
@@ -64,7 +76,10 @@ int cmd_devices(struct cli *c, int argc, char **argv) {
                    (double)d->memory / 1073741824.0, (double)d->max_alloc / 1073741824.0, d->sub_group ? "" : "no");
             if (d->sub_group)
                 printf("%u", d->sub_group);
-            printf(", half arithmetic %s\n", d->fp16 ? "yes" : "no");
+            printf(", half arithmetic %s", d->fp16 ? "yes" : "no");
+            if (d->type == DFCL_DEVICE_CPU)
+                printf(", bf16 dot %s", d->bf16_dot ? "yes" : "no");
+            printf("\n");
             if (!d->usable)
                 printf("   not usable: %s\n", d->problem);
         }

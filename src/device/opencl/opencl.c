@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "device/cpu.h"
+#include "device/dot.h"
 #include "device/opencl/ocl.h"
 
 /* Seconds without progress, see queue.c. A marker may stand behind 64 launches of the longest kernels on a slow processor. */
@@ -91,8 +92,6 @@ static dfcl_status ocl_open(struct dfcl_device **out, const dfcl_context *ctx, c
     d->watchdog_s = watchdog_default;
     d->cpu = info->type == DFCL_DEVICE_CPU;
     d->dev.cpu_features = d->cpu ? dfcl_cpu_features() : 0;
-    if ((d->dev.cpu_features & DFCL_CPU_AVX512_BF16) && d->dev.info.vector_bits >= 512)
-        d->dev.dot = DFCL_DOT_NATIVE;
     cl_int e;
     dfcl_status s = ocl_find(ctx, atoi(info->selector + strlen("opencl:")), &d->platform, &d->id, err);
     if (s)
@@ -102,6 +101,10 @@ static dfcl_status ocl_open(struct dfcl_device **out, const dfcl_context *ctx, c
     clGetPlatformInfo(d->platform, CL_PLATFORM_VERSION, sizeof platform_version - 1, platform_version, NULL);
     snprintf(d->identity, sizeof d->identity, "%s\n%s\n%s\n%s\n%s\n%s", info->platform, platform_version, info->vendor, info->name,
              info->version, info->driver);
+    if (dfcl_dot_works(&d->dev, d->identity)) {
+        d->dev.dot = DFCL_DOT_NATIVE;
+        d->dev.info.bf16_dot = 1;
+    }
     d->cache_binaries = !strstr(info->platform, "Portable Computing Language"); /* PoCL keeps its own */
 
     cl_context_properties props[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)d->platform, 0};
