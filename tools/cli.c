@@ -327,6 +327,16 @@ int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfc
     return 0;
 }
 
+int cli_activations(struct cli *c, const char *activations, struct dfcl_model_params *p) {
+    p->activations = DFCL_ACTIVATIONS_AUTO;
+    if (!activations || !strcmp(activations, "auto"))
+        return 0;
+    p->activations = !strcmp(activations, "bf16") ? DFCL_ACTIVATIONS_BF16 : DFCL_ACTIVATIONS_F32;
+    return !strcmp(activations, "bf16") || !strcmp(activations, "f32")
+               ? 0
+               : cli_usage(c, "--activations: expected auto, f32 or bf16, found '%s'", activations);
+}
+
 /* ---- context and device ---- */
 
 static void log_line(void *user, enum dfcl_log_level level, const char *line) {

@@ -72,6 +72,10 @@ int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfc
 #define CLI_WEIGHTS_OPTIONS(weights, pack)                                                                                             \
     {"--weights", CLI_STR, weights, "T", "type in which frozen matrices are held: f32 (default), bf16, f16 (half the memory)", 0, 0}, \
     {"--pack", CLI_STR, pack, "P", "auto (default): lay weights out for the device; never: on a CPU, read them straight from the file", 0, 0}
+/* The same for --activations. */
+int cli_activations(struct cli *c, const char *activations, struct dfcl_model_params *p);
+#define CLI_ACTIVATIONS_OPTION(activations)                                                                                             \
+    {"--activations", CLI_STR, activations, "T", "type in which backward's activations are kept: f32, bf16; auto (default): bf16 with bf16 weights", 0, 0}
 
 /* After cli_catch_signals(): 0 until SIGINT or SIGTERM asks to stop, then the exit code for it, 130 or 143. A second signal ends the program at once. */
 void cli_catch_signals(void);

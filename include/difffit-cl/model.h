@@ -28,12 +28,15 @@ DFCL_API dfcl_status dfcl_model_shape_named(const char *name, struct dfcl_model_
 struct dfcl_init_params;
 
 /* Type in which frozen matrices are held on the device: the file's values, rounded to nearest even where the type is shorter. Biases, scale vectors,
- * class tables, positions, everything trained and all activations are f32 in any case. */
+ * class tables, positions and everything trained are f32 in any case. */
 enum dfcl_weight_type { DFCL_WEIGHTS_F32 = 0, DFCL_WEIGHTS_BF16, DFCL_WEIGHTS_F16 };
 /* AUTO: frozen matrices are copied into the layout that the device's kernels read best. NEVER: they keep the file's rows; a CPU reads those that lie in the
  * file in the wanted type (not compressed, not in pieces, no scale vectors to fold in) straight from its mapping, without a copy: the file must then stay
  * as it is while the model is open. */
 enum dfcl_packing { DFCL_PACK_AUTO = 0, DFCL_PACK_NEVER };
+/* Type in which training keeps what backward reads of each block; all that is computed is f32. AUTO: bf16 where the weights are held as bf16, else
+ * f32. The residual stream, statistics and modulations are always kept as f32. */
+enum dfcl_activation_type { DFCL_ACTIVATIONS_AUTO = 0, DFCL_ACTIVATIONS_F32, DFCL_ACTIVATIONS_BF16 };
 
 struct dfcl_model_params {
     const char *path;       /* .pt, .safetensors, or a diffusers folder */
@@ -46,6 +49,7 @@ struct dfcl_model_params {
     int input;              /* another resolution than the file's (side of the latent); 0: as in the file. Positions are scaled */
     enum dfcl_weight_type weights;
     enum dfcl_packing pack;
+    enum dfcl_activation_type activations;
     /* Called now and then while the weights are read, in the thread that opens the model; counts values. May be NULL. */
     void (*progress)(void *user, int64_t done, int64_t total, double seconds);
     void *progress_user;

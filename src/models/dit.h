@@ -51,6 +51,7 @@ struct dfcl_dit_options {
     int class_rows;   /* capacity of the class-table pool in rows; 0: classes + 1 */
     bool pack;        /* pack frozen weights where the device's variants profit */
     enum dfcl_dtype weights; /* frozen matrices on the device: F32, F16 or BF16 */
+    bool keep_bf16;          /* what backward reads of each block is kept as bf16 */
 };
 /* The life of a model: create -> (set_gammas, set_trained, set_class_rows)* -> alloc_params -> load values -> plan -> forward/backward. */
 dfcl_status dfcl_dit_create(struct dfcl_dit **out, struct dfcl_device *dev, const struct dfcl_dit_config *cfg,
@@ -111,6 +112,7 @@ struct dfcl_plan {
     uint64_t mapped; /* bytes of weights read in place from the file, on top of the total */
     int max_batch;
     enum dfcl_recompute recompute;
+    bool keep_bf16; /* and something is kept */
 };
 dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, enum dfcl_recompute recompute, uint64_t max_memory,
                           struct dfcl_plan *plan, dfcl_error *err);

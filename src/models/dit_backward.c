@@ -235,19 +235,22 @@ static dfcl_status remake(struct dfcl_dit *dit, const struct dit_pass *ps, int i
     const struct dit_block *b = &dit->blocks[i];
     const struct dit_block_acts *k = &dit->a.block[i];
     int d = dit->cfg.hidden;
+    dfcl_status s;
     if (ps->recompute == DFCL_RECOMPUTE_BLOCK && i < dit->cfg.depth - 1) { /* the last block's are still in the shared place */
         struct dit_pass again = *ps;
         again.again = true;
-        return dit_block_branches(dit, &again, i, err);
+        if ((s = dit_block_branches(dit, &again, i, err)) || (s = dit_store(dit, ps, i, err)))
+            return s;
     }
-    if (ps->recompute != DFCL_RECOMPUTE_CHEAP)
-        return DFCL_OK;
+    s = dit_load(dit, ps, i, err);
+    if (s || !(ps->recompute == DFCL_RECOMPUTE_CHEAP || dit->opt.keep_bf16))
+        return s;
     struct dfcl_gated_residual mid = {.M = ps->M, .N = d, .T = dit->tokens, .res = dit->a.h[i], .v = k->proj_pre,
                                       .gate = dfcl_ref_at(k->mod, 2 * (uint64_t)d * 4), .gate_stride = 6 * d, .out = k->mid,
                                       .gamma_in = dit_vec(b->gamma[DIT_ATTN_GAMMA2]), .gamma_out = dit_vec(b->gamma[DIT_GAMMA1])};
     struct dfcl_gated_residual qkv = {.M = ps->M, .N = 3 * d, .T = dit->tokens, .v = k->qkv_pre, .out = k->qkv,
                                       .gamma_in = dit_vec(b->gamma[DIT_ATTN_GAMMA1])};
-    dfcl_status s = dfcl_run(ps->ex, &dfcl_op_gated_residual, &mid, err);
+    s = dfcl_run(ps->ex, &dfcl_op_gated_residual, &mid, err);
     return s || !dit_has(b->gamma[DIT_ATTN_GAMMA1]) ? s : dfcl_run(ps->ex, &dfcl_op_gated_residual, &qkv, err);
 }
 

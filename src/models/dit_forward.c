@@ -137,6 +137,25 @@ dfcl_status dit_block_branches(struct dfcl_dit *dit, const struct dit_pass *ps, 
     return ps->ex->dry ? DFCL_OK : dfcl_flush(dit->dev, err);
 }
 
+static dfcl_status cast(struct dfcl_dit *dit, const struct dit_pass *ps, int i, const struct dfcl_op *op, dfcl_error *err) {
+    struct dit_block_acts *k = &dit->a.block[i];
+    dfcl_status s = DFCL_OK;
+    for (int n = 0; !s && n < DIT_STORED; n++) {
+        int width;
+        struct dfcl_cast c = {.x = *dit_stored(k, n, &width), .h = k->stored[n]};
+        c.n = (int64_t)ps->M * dit->cfg.hidden * width;
+        if (c.h.mem)
+            s = dfcl_run(ps->ex, op, &c, err);
+    }
+    return s;
+}
+dfcl_status dit_store(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err) {
+    return cast(dit, ps, i, &dfcl_op_bf16_store, err);
+}
+dfcl_status dit_load(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err) {
+    return cast(dit, ps, i, &dfcl_op_bf16_load, err);
+}
+
 static dfcl_status block(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err) {
     struct dfcl_ref mod = dit->a.block[i].mod;
     int d = dit->cfg.hidden;
@@ -146,7 +165,9 @@ static dfcl_status block(struct dfcl_dit *dit, const struct dit_pass *ps, int i,
         (s = modulate(dit, ps, &dit->blocks[i].ada, dit->ahead.mod[i], mod, err)) ||
         (s = tap(dit, ps, i, "adaLN", mod, ps->B, 6 * d, err)))
         return s;
-    return dit_block_branches(dit, ps, i, err);
+    s = dit_block_branches(dit, ps, i, err);
+    bool keep = ps->recompute == DFCL_RECOMPUTE_NONE || ps->recompute == DFCL_RECOMPUTE_CHEAP;
+    return s || !keep ? s : dit_store(dit, ps, i, err);
 }
 
 static dfcl_status final(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_error *err) {

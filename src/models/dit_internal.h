@@ -8,6 +8,8 @@
  * Inputs of linear layers are not kept: a layer norm with modulation or a GELU is recomputed where a weight gradient asks for it.
  * Level `cheap`: qkv is made again from qkv_pre where the site has a gamma, and mid from h and proj_pre, each in one place that the blocks share.
  * Level `block`: blocks share one set of everything but h and mod, and backward runs the block's forward again into it.
+ * With keep_bf16 blocks share one f32 set of the large tensors; after a block's forward they are stored as bf16, and before its backward read back,
+ * and what level `cheap` makes again is made again. Level `block` stores and reads what it has run again, so that all levels give the same bits.
  * Without backward all blocks share one set and the residual stream is updated in place. */
 #ifndef DFCL_MODELS_DIT_INTERNAL_H
 #define DFCL_MODELS_DIT_INTERNAL_H
@@ -31,8 +33,10 @@ struct dit_block {
     struct dfcl_param *gamma[DIT_GAMMAS];
 };
 
+enum { DIT_STORED = 7 }; /* tensors of a block that may be stored as bf16: dit_stored() */
 struct dit_block_acts {
     struct dfcl_ref stats1, stats2, qkv_pre, qkv, heads, lse, proj_pre, mid, fc1_pre, fc2_pre, mod;
+    struct dfcl_ref stored[DIT_STORED]; /* bf16; absent: not stored */
 };
 
 struct dit_acts {
@@ -119,6 +123,11 @@ void dit_ahead_drop(struct dfcl_dit *dit);
 dfcl_status dit_forward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_error *err);
 /* Both branches of block i from a->h[i] and its modulation. */
 dfcl_status dit_block_branches(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err);
+/* The n-th tensor that may be stored, and its values in units of M * hidden. */
+struct dfcl_ref *dit_stored(struct dit_block_acts *k, int n, int *width);
+/* Stores a block's tensors as bf16, or reads them back. */
+dfcl_status dit_store(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err);
+dfcl_status dit_load(struct dfcl_dit *dit, const struct dit_pass *ps, int i, dfcl_error *err);
 dfcl_status dit_backward_layers(struct dfcl_dit *dit, const struct dit_pass *ps, struct dfcl_ref dout, dfcl_error *err);
 
 static inline bool dit_has(const struct dfcl_param *p) {

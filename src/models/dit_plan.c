@@ -35,37 +35,54 @@ static dfcl_status get(struct dfcl_arena *a, struct dfcl_ref *out, uint64_t coun
     return dfcl_arena_alloc(a, count * 4, out, err);
 }
 
+/* *own is `common` where it is to be shared, which the first one to ask takes. */
+static dfcl_status place(struct dfcl_arena *ar, struct dfcl_ref *own, struct dfcl_ref *common, uint64_t count, bool share, dfcl_error *err) {
+    if (share && common->mem) {
+        *own = *common;
+        return DFCL_OK;
+    }
+    dfcl_status s = get(ar, own, count, err);
+    if (share)
+        *common = *own;
+    return s;
+}
+
+struct dfcl_ref *dit_stored(struct dit_block_acts *k, int n, int *width) {
+    struct dfcl_ref *const refs[DIT_STORED] = {&k->qkv, &k->heads, &k->proj_pre, &k->mid, &k->fc1_pre, &k->fc2_pre, &k->qkv_pre};
+    static const int widths[DIT_STORED] = {3, 1, 1, 1, 4, 1, 3};
+    *width = widths[n];
+    return refs[n];
+}
+
 /* One block's places under a training plan. What `shared` holds serves every block; what is to be shared and not there yet is taken. */
 static dfcl_status place_block(struct dfcl_dit *dit, struct dfcl_arena *ar, int i, uint64_t B, enum dfcl_recompute level,
                                struct dit_block_acts *shared, dfcl_error *err) {
     struct dit_block_acts *k = &dit->a.block[i];
     uint64_t M = B * (uint64_t)dit->tokens, d = (uint64_t)dit->cfg.hidden;
-    bool gq = dit_has(dit->blocks[i].gamma[DIT_ATTN_GAMMA1]), all = level == DFCL_RECOMPUTE_BLOCK, light = level != DFCL_RECOMPUTE_NONE;
+    bool gq = dit_has(dit->blocks[i].gamma[DIT_ATTN_GAMMA1]), all = level == DFCL_RECOMPUTE_BLOCK, half = dit->opt.keep_bf16;
+    bool light = half || level == DFCL_RECOMPUTE_CHEAP;
     const struct {
         struct dfcl_ref *own, *shared;
         uint64_t count;
-        bool share;
-    } list[] = {
-        {&k->stats1, &shared->stats1, M * 2, all},
-        {&k->stats2, &shared->stats2, M * 2, all},
-        {&k->qkv, &shared->qkv, M * 3 * d, all || (light && gq)},
-        {&k->heads, &shared->heads, M * d, all},
-        {&k->lse, &shared->lse, M * (uint64_t)dit->cfg.heads, all},
-        {&k->proj_pre, &shared->proj_pre, M * d, all},
-        {&k->mid, &shared->mid, M * d, light},
-        {&k->fc1_pre, &shared->fc1_pre, M * 4 * d, all},
-        {&k->fc2_pre, &shared->fc2_pre, M * d, all},
-        {&k->qkv_pre, &shared->qkv_pre, M * 3 * d, all}, /* last: only with a gamma */
+    } small[] = {
+        {&k->stats1, &shared->stats1, M * 2},
+        {&k->stats2, &shared->stats2, M * 2},
+        {&k->lse, &shared->lse, M * (uint64_t)dit->cfg.heads},
     };
+    memset(k, 0, sizeof *k);
     dfcl_status s = get(ar, &k->mod, B * 6 * d, err);
-    for (size_t n = 0; !s && n < DFCL_COUNT(list) - !gq; n++) {
-        bool there = list[n].share && list[n].shared->mem;
-        if (!there)
-            s = get(ar, list[n].own, list[n].count, err);
-        if (there)
-            *list[n].own = *list[n].shared;
-        else if (list[n].share)
-            *list[n].shared = *list[n].own;
+    for (size_t n = 0; !s && n < DFCL_COUNT(small); n++)
+        s = place(ar, small[n].own, small[n].shared, small[n].count, all, err);
+    for (int n = 0; !s && n < DIT_STORED; n++) {
+        int width;
+        struct dfcl_ref *own = dit_stored(k, n, &width), *common = dit_stored(shared, n, &width);
+        uint64_t count = M * d * (uint64_t)width;
+        bool remade = light && (own == &k->mid || (own == &k->qkv && gq));
+        if (own == &k->qkv_pre && !gq)
+            continue;
+        s = place(ar, own, common, count, all || half || remade, err);
+        if (!s && half && !remade && i < dit->cfg.depth - 1) /* the last block's are still there when backward begins */
+            s = place(ar, &k->stored[n], &shared->stored[n], (count + 1) / 2, all, err);
     }
     if (!gq)
         k->qkv_pre = k->qkv;
@@ -185,6 +202,7 @@ static dfcl_status size_plan(struct dfcl_dit *dit, struct dfcl_arena *ar, int ma
     plan->total = plan->weights + plan->activations + plan->scratch;
     plan->max_batch = max_batch;
     plan->recompute = level;
+    plan->keep_bf16 = dit->opt.keep_bf16 && level != DFCL_FORWARD_ONLY;
     return DFCL_OK;
 }
 
@@ -278,8 +296,9 @@ void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_inf
     dfcl_append(buf, size, "weights      %9.1f MiB\n", (double)plan->weights / mib);
     if (plan->mapped)
         dfcl_append(buf, size, "mapped       %9.1f MiB (weights read in place from the file, not in the total)\n", (double)plan->mapped / mib);
-    dfcl_append(buf, size, "activations  %9.1f MiB (batch %d, %s%s)\n", (double)plan->activations / mib, plan->max_batch,
-                plan->recompute ? "recompute " : "forward only", plan->recompute ? dfcl_recompute_name(plan->recompute) : "");
+    dfcl_append(buf, size, "activations  %9.1f MiB (batch %d, %s%s%s)\n", (double)plan->activations / mib, plan->max_batch,
+                plan->recompute ? "recompute " : "forward only", plan->recompute ? dfcl_recompute_name(plan->recompute) : "",
+                plan->keep_bf16 ? ", kept as bf16" : "");
     dfcl_append(buf, size, "scratch      %9.1f MiB\n", (double)plan->scratch / mib);
     dfcl_append(buf, size, "total        %9.1f MiB", (double)plan->total / mib);
     if (dev && dev->memory)

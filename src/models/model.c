@@ -106,6 +106,10 @@ const char *dfcl_weight_type_name(enum dfcl_weight_type type) {
     return (unsigned)type < DFCL_COUNT(names) ? names[type] : "?";
 }
 
+bool dfcl_keeps_bf16(const struct dfcl_model_params *p) {
+    return p->activations == DFCL_ACTIVATIONS_BF16 || (p->activations == DFCL_ACTIVATIONS_AUTO && p->weights == DFCL_WEIGHTS_BF16);
+}
+
 dfcl_status dfcl_model_open_base(dfcl_model **out, dfcl_device *dev, struct dfcl_base *base, const struct dfcl_model_params *params,
                                  const struct dfcl_model_setup *setup, dfcl_error *err) {
     const dfcl_context *ctx = dev->ctx;
@@ -122,12 +126,15 @@ dfcl_status dfcl_model_open_base(dfcl_model **out, dfcl_device *dev, struct dfcl
     m->dev = dev;
     m->base = base;
     struct dfcl_dit_config cfg = base->cfg;
-    if ((unsigned)params->weights >= DFCL_COUNT(types) || (unsigned)params->pack > DFCL_PACK_NEVER) {
-        s = dfcl_fail(err, DFCL_USAGE, "model: weights of type %d, packing %d", (int)params->weights, (int)params->pack);
+    if ((unsigned)params->weights >= DFCL_COUNT(types) || (unsigned)params->pack > DFCL_PACK_NEVER ||
+        (unsigned)params->activations > DFCL_ACTIVATIONS_BF16) {
+        s = dfcl_fail(err, DFCL_USAGE, "model: weights of type %d, packing %d, activations of type %d", (int)params->weights, (int)params->pack,
+                      (int)params->activations);
         goto out;
     }
     m->weights = types[params->weights];
-    struct dfcl_dit_options opt = {.domains = 1, .pack = params->pack == DFCL_PACK_AUTO, .weights = m->weights};
+    struct dfcl_dit_options opt = {.domains = 1, .pack = params->pack == DFCL_PACK_AUTO, .weights = m->weights,
+                                   .keep_bf16 = dfcl_keeps_bf16(params)};
     char *const *names = base->class_names;
     if (setup->classes > 0) {
         cfg.classes = setup->classes;

@@ -76,6 +76,8 @@ struct dfcl_model {
 };
 
 const char *dfcl_weight_type_name(enum dfcl_weight_type type); /* "f32", "bf16", "f16" */
+/* Whether training would keep activations as bf16 (DFCL_ACTIVATIONS_AUTO decided). */
+bool dfcl_keeps_bf16(const struct dfcl_model_params *p);
 
 /* How a base is put on the device; all zero: for inference. */
 struct dfcl_model_setup {

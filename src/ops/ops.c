@@ -11,6 +11,8 @@ static const struct dfcl_op *const table[] = {
     &dfcl_op_attn_bwd,
     &dfcl_op_attn_fwd,
     &dfcl_op_axpby,
+    &dfcl_op_bf16_load,
+    &dfcl_op_bf16_store,
     &dfcl_op_branch_bwd,
     &dfcl_op_class_embed,
     &dfcl_op_class_embed_bwd,

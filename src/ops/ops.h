@@ -113,6 +113,13 @@ struct dfcl_act_bwd {
     struct dfcl_ref x, dy, dx;
 };
 
+/* bf16_store: h = bf16(x), rounded to nearest even; bf16_load: x = h. n elements; h needs an alignment of 2 bytes. */
+struct dfcl_cast {
+    struct dfcl_op_head head;
+    int64_t n;
+    struct dfcl_ref x, h;
+};
+
 /* out = res + gate[sample] * gamma_out[dom] * (gamma_in[dom] * v): the unfused form of linear_fwd's y and out, with the same bits from its `pre` (no
  * activation). res absent: 0. out may be res. */
 struct dfcl_gated_residual {
@@ -304,7 +311,7 @@ extern const struct dfcl_op dfcl_op_gated_residual, dfcl_op_branch_bwd;
 extern const struct dfcl_op dfcl_op_patchify, dfcl_op_unpatchify, dfcl_op_timestep_embed;
 extern const struct dfcl_op dfcl_op_class_embed, dfcl_op_class_embed_bwd, dfcl_op_gather_rows;
 extern const struct dfcl_op dfcl_op_q_sample, dfcl_op_hybrid_loss;
-extern const struct dfcl_op dfcl_op_adamw, dfcl_op_ema, dfcl_op_axpby, dfcl_op_sumsq, dfcl_op_normal;
+extern const struct dfcl_op dfcl_op_adamw, dfcl_op_ema, dfcl_op_axpby, dfcl_op_bf16_store, dfcl_op_bf16_load, dfcl_op_sumsq, dfcl_op_normal;
 extern const struct dfcl_op dfcl_op_guide, dfcl_op_ddpm_step, dfcl_op_linear_step;
 
 /* supports() for the plain cases: the reference on `host`; any device with kernels; a CPU with kernels. */

@@ -154,6 +154,7 @@ static void add_settings(cJSON *o, const struct dfcl_train_config *c, const stru
     cJSON_AddStringToObject(o, "base", model->hash);
     cJSON_AddStringToObject(o, "weights", dfcl_weight_type_name(p->model.weights));
     cJSON_AddStringToObject(o, "pack", p->model.pack == DFCL_PACK_NEVER ? "never" : "auto");
+    cJSON_AddStringToObject(o, "activations", dfcl_keeps_bf16(&p->model) ? "bf16" : "f32");
     cJSON_AddNumberToObject(o, "input", model->shape.input);
     cJSON_AddStringToObject(o, "data", dfcl_dataset_fingerprint(data));
     cJSON_AddStringToObject(o, "method", model->method);

@@ -9,7 +9,7 @@ struct job {
     const char *name; /* the benchmark */
     struct dfcl_bench_params p;
     struct dfcl_init_params init;
-    const char *size, *variants, *inputs, *output, *sampler, *weights, *pack;
+    const char *size, *variants, *inputs, *output, *sampler, *weights, *pack, *activations;
     int pixels, repeat, warmup;
     bool json, paced;
     dfcl_device *dev;
@@ -267,6 +267,8 @@ static int measure(struct job *j, int argc, char **argv, const char *usage, cons
     while (own++->name);
     cli_parse(j->c, argc, argv, usage, options, NULL, 0);
     int code = cli_weights(j->c, j->weights, j->pack, &j->p.model);
+    if (!code)
+        code = cli_activations(j->c, j->activations, &j->p.model);
     if (code)
         return code;
 
@@ -308,6 +310,7 @@ int bench_train(struct cli *c, int argc, char **argv) {
     const struct cli_option own[] = {
         {"--method", CLI_STR, &j.p.method, "M", "difffit (default), difffit-block, bitfit, full", 0, 0},
         {"--micro-batch", CLI_INT, &j.p.micro_batch, "B", "pictures per pass (as `difffit-cl train` chooses); divides the batch", 1, 65536},
+        CLI_ACTIVATIONS_OPTION(&j.activations),
         {"--recompute", CLI_STR, &j.p.recompute, "LEVEL", "what backward runs again to save memory: none, cheap, block; auto (default)", 0, 0},
         {"--max-memory", CLI_SIZE, &j.p.max_memory, "SIZE", "device memory to stay within (8G, 800M): passes and --recompute follow", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},

@@ -9,7 +9,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     struct dfcl_train_params p = {.beta1 = unset, .beta2 = unset, .ema_decay = unset, .label_dropout = unset};
     const char *vae = "none";
     bool flip = false, no_classes = false, train_classes = false;
-    const char *ema_warmup = "on", *which = NULL, *weights = NULL, *pack = NULL;
+    const char *ema_warmup = "on", *which = NULL, *weights = NULL, *pack = NULL, *activations = NULL;
     const struct cli_option options[] = {
         {"--model", CLI_STR, &p.model.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
         {"--heads", CLI_INT, &p.model.heads, "H", "attention heads, where the file does not say", 1, 1024},
@@ -45,6 +45,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--log-every", CLI_I64, &p.log_every, "N", "steps between lines of metrics.jsonl (10)", 1, 1e9},
         {"--resume", CLI_STR, &p.resume, "auto|DIR", "auto: go on from RUN's newest checkpoint if there is one; or a checkpoint", 0, 0},
         {"--max-memory", CLI_SIZE, &p.max_memory, "SIZE", "device memory to stay within (8G, 800M): passes and --recompute follow", 0, 0},
+        CLI_ACTIVATIONS_OPTION(&activations),
         {"--recompute", CLI_STR, &p.recompute, "LEVEL", "what backward runs again instead of keeping it: none, cheap, block; auto (default): least", 0, 0},
         {"--dtype", CLI_STR, &p.dtype, "T", "full: type of the written model: f32 (default), f16, bf16", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
@@ -64,6 +65,8 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     if (p.dtype && (!p.method || strcmp(p.method, "full")))
         return cli_usage(c, "--dtype is for --method full: a delta holds f32 values");
     int code = cli_weights(c, weights, pack, &p.model);
+    if (!code)
+        code = cli_activations(c, activations, &p.model);
     if (code)
         return code;
     double *const decays[] = {&p.beta1, &p.beta2, &p.ema_decay};
