@@ -37,7 +37,7 @@ enum { B = 2 };
 /* Forward, and for the method "difffit" backward, of two samples. */
 static struct result run(const char *path, enum dfcl_weight_type weights, enum dfcl_packing pack, bool train) {
     dfcl_error err = {0};
-    struct dfcl_model_params p = {.path = path, .heads = base.heads, .weights = weights, .pack = pack};
+    struct dfcl_model_params p = {.path = path, .heads = base.heads, .weights = weights, .pack = pack, .activations = base.activations};
     struct dfcl_method_config c = {.method = "difffit"};
     dfcl_model *m;
     ok(train ? dfcl_method_open(&m, dev, &p, &c, &err) : dfcl_model_open(&m, dev, &p, &err), &err);
@@ -270,7 +270,7 @@ int main(void) {
     snprintf(dir, sizeof dir, "/tmp/dfcl-weights-XXXXXX");
     if (!mkdtemp(dir))
         return 1;
-    base = (struct dfcl_model_params){.path = golden_path("dit/dit.safetensors"), .heads = 4};
+    base = (struct dfcl_model_params){.path = golden_path("dit/dit.safetensors"), .heads = 4, .activations = DFCL_ACTIVATIONS_F32};
     char path[512];
     snprintf(path, sizeof path, "%s", base.path);
     base.path = path;
