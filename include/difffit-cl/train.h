@@ -37,6 +37,8 @@ struct dfcl_train_params {
     uint64_t seed;         /* [0] */
     int64_t checkpoint_every; /* [0: at the end and when interrupted] */
     int keep;              /* [2] newest checkpoints kept */
+    double val_fraction;   /* [0: none] share of each class that is held out; its loss is taken before every checkpoint that falls due */
+    int no_keep_best;      /* 1: the checkpoint of the lowest held-out loss goes when it is not among the newest */
     int64_t sample_every;  /* [0: never] sample grids under samples/ */
     int64_t log_every;     /* [10] */
     const char *resume;    /* NULL: new run; "auto": newest checkpoint if any; or a checkpoint folder */
@@ -54,13 +56,16 @@ struct dfcl_train_progress {
     double images_per_second;
     int64_t skipped;        /* steps skipped for non-finite numbers */
     int checkpointed;       /* 1: this step wrote a checkpoint */
+    int64_t val_step, best_step; /* steps done at the last held-out loss of this process, at the lowest of the run; 0: none */
+    double val_loss, best_loss;
     const char *sample_path; /* not NULL: this step wrote a grid there */
 };
 
 struct dfcl_train_summary {
     int64_t trained_values; /* number of trained parameters */
     int classes;
-    int64_t images;
+    int64_t images;         /* to train on */
+    int64_t held_out;       /* not trained on */
     uint64_t planned_bytes, peak_bytes; /* device memory */
     int micro_batch;
     const char *recompute;  /* "none", "cheap", "block" */
@@ -76,7 +81,7 @@ DFCL_API void dfcl_trainer_destroy(dfcl_trainer **trainer);
 DFCL_API const struct dfcl_train_summary *dfcl_trainer_summary(const dfcl_trainer *trainer);
 /* Text of the memory plan, several lines. Valid while the trainer lives. */
 DFCL_API const char *dfcl_trainer_plan(const dfcl_trainer *trainer);
-/* One optimizer step; writes what falls due (metrics, checkpoint, grid). *done = 1 after the last one. A step with
+/* One optimizer step; writes what falls due (metrics, checkpoint, grid; delta-best.safetensors when the held-out loss is the lowest yet). *done = 1 after the last one. A step with
  * non-finite numbers is skipped and counted; twenty in a row are DFCL_NONFINITE. */
 DFCL_API dfcl_status dfcl_trainer_step(dfcl_trainer *trainer, struct dfcl_train_progress *progress, int *done, dfcl_error *err);
 /* Writes a checkpoint now (for an interrupt). */

@@ -31,7 +31,9 @@ struct dfcl_dataset {
     int classes;
     size_t values, sample_bytes; /* of one sample: values as f32, bytes as kept */
     char fingerprint[65];
-    struct dfcl_order order;
+    uint32_t *items;         /* [scan.count] places in the scan: to train on, ascending, then held out, shuffled */
+    uint32_t train_count;
+    struct dfcl_order order; /* of the first train_count items */
     unsigned char *cache; /* [count][sample_bytes], or NULL */
 
     /* Reading ahead. `lock` guards what follows, and the order once threads run. */
@@ -142,7 +144,7 @@ static void *ahead_thread(void *user) {
         if (ds->stop)
             break;
         uint64_t g = ds->taken++, generation = ds->generation;
-        size_t item = dfcl_order_item(&ds->order, g);
+        size_t item = ds->items[dfcl_order_item(&ds->order, g)];
         pthread_mutex_unlock(&ds->lock);
         dfcl_error e = {0};
         dfcl_status s = bytes ? decode(ds, item, bytes, &e) : dfcl_fail(&e, DFCL_NOMEM, "out of host memory for reading ahead");
@@ -203,6 +205,55 @@ static dfcl_status find_classes(struct dfcl_dataset *ds, dfcl_error *err) {
         ds->names[i] = ds->scan.classes.count ? ds->scan.classes.names[i] : ds->made_names[i];
     }
     return DFCL_OK;
+}
+
+/* Takes samples of each class out of the training, in shuffled order until its share is full. */
+static dfcl_status split(struct dfcl_dataset *ds, dfcl_error *err) {
+    uint32_t n = (uint32_t)ds->scan.count, held = 0;
+    const struct dfcl_scan_item *at = ds->scan.items;
+    ds->items = dfcl_calloc(ds->ctx, n, sizeof *ds->items, err);
+    uint32_t *mixed = dfcl_calloc(ds->ctx, n, sizeof *mixed, err), *size = dfcl_calloc(ds->ctx, (size_t)ds->classes, sizeof *size, err);
+    uint32_t *share = dfcl_calloc(ds->ctx, (size_t)ds->classes, sizeof *share, err);
+    bool *out = dfcl_calloc(ds->ctx, n, sizeof *out, err);
+    dfcl_status s = ds->items && mixed && size && share && out ? DFCL_OK : DFCL_NOMEM;
+    if (s)
+        goto done;
+    for (uint32_t i = 0; i < n; i++) {
+        mixed[i] = i;
+        size[at[i].label]++;
+    }
+    uint32_t largest = 0;
+    for (int c = 0; c < ds->classes; c++) {
+        uint32_t want = (uint32_t)(ds->opt.val_fraction * size[c] + 0.5);
+        share[c] = size[c] ? DFCL_MIN(want, size[c] - 1) : 0;
+        largest = DFCL_MAX(largest, size[c]);
+    }
+    for (uint32_t i = n; ds->opt.val_fraction > 0 && i-- > 1;) {
+        uint32_t j = dfcl_uniform_int(ds->opt.seed, DFCL_STREAM_VAL, 2, i, 0, i + 1), t = mixed[i];
+        mixed[i] = mixed[j];
+        mixed[j] = t;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t *left = &share[at[mixed[i]].label];
+        if (!*left)
+            continue;
+        --*left;
+        out[mixed[i]] = true;
+        mixed[held++] = mixed[i];
+    }
+    if (ds->opt.val_fraction > 0 && !held)
+        s = dfcl_fail(err, DFCL_USAGE, "%s: a share of %g held out is not one sample of any class (the largest has %u)", ds->opt.path,
+                      ds->opt.val_fraction, largest);
+    for (uint32_t i = 0; i < n; i++)
+        if (!out[i])
+            ds->items[ds->train_count++] = i;
+    memcpy(ds->items + ds->train_count, mixed, held * sizeof *mixed);
+done:
+    dfcl_free(ds->ctx, mixed);
+    dfcl_free(ds->ctx, size);
+    dfcl_free(ds->ctx, share);
+    dfcl_free(ds->ctx, out);
+    return s;
 }
 
 static dfcl_status make_fingerprint(struct dfcl_dataset *ds, dfcl_error *err) {
@@ -288,7 +339,9 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
     if (!s)
         s = make_fingerprint(ds, err);
     if (!s)
-        s = dfcl_order_init(&ds->order, ctx, opt->seed, (uint32_t)ds->scan.count, err);
+        s = split(ds, err);
+    if (!s)
+        s = dfcl_order_init(&ds->order, ctx, opt->seed, ds->train_count, err);
     if (!s && !ds->cache)
         s = start_ahead(ds, err);
 out:
@@ -326,6 +379,7 @@ void dfcl_dataset_close(struct dfcl_dataset **dsp) {
     dfcl_free(ctx, ds->slots);
     dfcl_free(ctx, ds->threads);
     dfcl_free(ctx, ds->cache);
+    dfcl_free(ctx, ds->items);
     dfcl_order_finish(&ds->order, ctx);
     dfcl_scan_free(ctx, &ds->scan);
     dfcl_free(ctx, ds);
@@ -335,7 +389,10 @@ void dfcl_dataset_close(struct dfcl_dataset **dsp) {
 /* ---- asking ---- */
 
 int64_t dfcl_dataset_count(const struct dfcl_dataset *ds) {
-    return (int64_t)ds->scan.count;
+    return (int64_t)ds->train_count;
+}
+int64_t dfcl_dataset_held_out_count(const struct dfcl_dataset *ds) {
+    return (int64_t)ds->scan.count - (int64_t)ds->train_count;
 }
 int dfcl_dataset_classes(const struct dfcl_dataset *ds) {
     return ds->classes;
@@ -355,9 +412,24 @@ const char *dfcl_dataset_fingerprint(const struct dfcl_dataset *ds) {
 
 int64_t dfcl_dataset_item(struct dfcl_dataset *ds, uint64_t g) {
     pthread_mutex_lock(&ds->lock);
-    int64_t item = dfcl_order_item(&ds->order, g);
+    int64_t item = ds->items[dfcl_order_item(&ds->order, g)];
     pthread_mutex_unlock(&ds->lock);
     return item;
+}
+
+dfcl_status dfcl_dataset_held_out(struct dfcl_dataset *ds, int64_t i, float *x, int32_t *label, dfcl_error *err) {
+    size_t item = ds->items[ds->train_count + (uint64_t)i];
+    *label = ds->scan.items[item].label;
+    if (ds->cache) {
+        expand(ds, ds->cache + item * ds->sample_bytes, false, x);
+        return DFCL_OK;
+    }
+    unsigned char *bytes = dfcl_calloc(ds->ctx, 1, ds->sample_bytes, err);
+    dfcl_status s = bytes ? decode(ds, item, bytes, err) : DFCL_NOMEM;
+    if (!s)
+        expand(ds, bytes, false, x);
+    dfcl_free(ds->ctx, bytes);
+    return s;
 }
 
 dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, float *x, int32_t *label, dfcl_error *err) {
@@ -372,8 +444,8 @@ dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, f
     }
     for (int i = 0; !s && i < n; i++) {
         uint64_t g = first + (uint64_t)i;
-        size_t item = dfcl_order_item(&ds->order, g);
-        uint32_t epoch = (uint32_t)(g / ds->scan.count);
+        size_t item = ds->items[dfcl_order_item(&ds->order, g)];
+        uint32_t epoch = (uint32_t)(g / ds->train_count);
         bool mirror = ds->opt.flip && dfcl_uniform(ds->opt.seed, DFCL_STREAM_FLIP, epoch, (uint32_t)g, 0) <= 0.5f;
         float *to = x + (size_t)i * ds->values;
         label[i] = ds->scan.items[item].label;

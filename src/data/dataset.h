@@ -11,7 +11,9 @@
  *
  * Order: the run's sample g (0, 1, ...) is position g mod count of epoch g / count. Each epoch is a Fisher-Yates shuffle of the sorted files driven by
  * stream SHUFFLE (step = epoch, sample = position); a flip is drawn by stream FLIP (step = epoch, sample = low word of g). So what a run sees depends
- * on (seed, g) only, and going on after any g needs no state. */
+ * on (seed, g) only, and going on after any g needs no state.
+ *
+ * Held out: the files are shuffled by stream VAL (step 2, sample = position); the first of each class, val_fraction of it rounded to nearest, are never fetched. */
 #ifndef DFCL_DATA_DATASET_H
 #define DFCL_DATA_DATASET_H
 
@@ -22,6 +24,7 @@ struct dfcl_dataset;
 struct dfcl_dataset_options {
     const char *path;
     int channels, side;  /* the model's */
+    double val_fraction; /* share of each class that is held out, 0: none; each class keeps one sample to train on */
     bool flip;           /* mirror every second picture; refused for latents (a mirrored latent is not the latent of the mirrored picture) */
     uint64_t seed;
     uint64_t cache_bytes; /* 0: 256 MiB */
@@ -30,12 +33,14 @@ struct dfcl_dataset_options {
 };
 
 /* DFCL_IO: folder or file cannot be read. DFCL_FORMAT: no pictures, an unreadable picture (named), a latent of another shape, a label that does
- * not fit. DFCL_USAGE: pictures for a latent model, or flips of latents. */
+ * not fit. DFCL_USAGE: pictures for a latent model, flips of latents, or a share that holds
+ * nothing out. */
 dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx, const struct dfcl_dataset_options *opt,
                               dfcl_error *err);
 void dfcl_dataset_close(struct dfcl_dataset **ds);
 
-int64_t dfcl_dataset_count(const struct dfcl_dataset *ds);
+int64_t dfcl_dataset_count(const struct dfcl_dataset *ds); /* to train on */
+int64_t dfcl_dataset_held_out_count(const struct dfcl_dataset *ds);
 int dfcl_dataset_classes(const struct dfcl_dataset *ds);
 /* Array of dfcl_dataset_classes() names; decimal numbers for latents without a name file. Lives as long as the set. */
 const char *const *dfcl_dataset_class_names(const struct dfcl_dataset *ds);
@@ -47,6 +52,9 @@ const char *dfcl_dataset_fingerprint(const struct dfcl_dataset *ds);
 /* Samples first .. first + n of the run: x [n,C,S,S], label [n]. Consecutive calls are what the background threads count on; any jump is
  * allowed and exact. */
 dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, float *x, int32_t *label, dfcl_error *err);
+
+/* Sample i of those held out, in the order of their shuffle: x [C,S,S], never mirrored. */
+dfcl_status dfcl_dataset_held_out(struct dfcl_dataset *ds, int64_t i, float *x, int32_t *label, dfcl_error *err);
 
 /* For tests: which file (index in sorted order) is sample g. */
 int64_t dfcl_dataset_item(struct dfcl_dataset *ds, uint64_t g);

@@ -74,6 +74,10 @@ static dfcl_status write_state(const struct dfcl_run_dir *run, const char *path,
     add_double(o, "sum_mse", st->sum_mse);
     add_double(o, "sum_vb", st->sum_vb);
     cJSON_AddNumberToObject(o, "recent_count", (double)st->recent_count);
+    if (st->best_step >= 0) {
+        cJSON_AddNumberToObject(o, "best_step", (double)st->best_step);
+        add_double(o, "best_loss", st->best_loss);
+    }
     recent = cJSON_AddArrayToObject(o, "recent");
     int n = (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
     for (int i = 0; recent && i < n; i++)
@@ -88,7 +92,7 @@ static dfcl_status write_state(const struct dfcl_run_dir *run, const char *path,
 
 dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const char *dir, struct dfcl_train_state *st, cJSON **config,
                                        dfcl_error *err) {
-    memset(st, 0, sizeof *st);
+    *st = DFCL_TRAIN_STATE_NEW;
     *config = NULL;
     char *path = dfcl_sprintf(run->ctx, err, "%s/state.json", dir);
     cJSON *o = NULL;
@@ -113,6 +117,8 @@ dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const cha
               get_double(dfcl_json_get(o, "sum_loss"), &st->sum_loss) && get_double(dfcl_json_get(o, "sum_mse"), &st->sum_mse) &&
               get_double(dfcl_json_get(o, "sum_vb"), &st->sum_vb) && cJSON_IsArray(recent) &&
               cJSON_GetArraySize(recent) == (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
+    if (ok && dfcl_json_get(o, "best_step"))
+        ok = dfcl_json_int(dfcl_json_get(o, "best_step"), 0, st->step, &st->best_step) && get_double(dfcl_json_get(o, "best_loss"), &st->best_loss);
     int n = 0;
     const cJSON *v;
     if (ok) {

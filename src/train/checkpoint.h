@@ -19,8 +19,14 @@ struct dfcl_train_state {
     /* the last losses, a ring: recent_count grows without end, the newest is at (recent_count - 1) mod DFCL_RECENT */
     double recent[DFCL_RECENT];
     int64_t recent_count;
+    /* the lowest loss on held-out samples so far, and after how many steps; -1: none yet */
+    int64_t best_step;
+    double best_loss;
     uint64_t metrics_size, events_size; /* of the logs when it was written */
 };
+
+/* Of a run that begins. */
+#define DFCL_TRAIN_STATE_NEW ((struct dfcl_train_state){.best_step = -1})
 
 /* Writes both files into `dir` (an existing folder); bytes are on disk when it returns. `layout` names the trained set, `config` is the run's
  * configuration (train/config.h). */

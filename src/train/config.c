@@ -41,7 +41,7 @@ static dfcl_status check(struct dfcl_train_config *c, dfcl_error *err) {
         {"beta1", p->beta1, 0, 1 - 1e-9},           {"beta2", p->beta2, 0, 1 - 1e-9},
         {"eps", p->eps, 1e-30, 1},                  {"clip", p->clip, 0, 1e30},
         {"EMA decay", p->ema_decay, 0, 1},          {"label dropout", p->label_dropout, 0, 1},
-        {"keep", p->keep, 1, 1e9},                  {"checkpoint every", (double)p->checkpoint_every, 0, big},
+        {"val fraction", p->val_fraction, 0, 0.9},  {"keep", p->keep, 1, 1e9},                  {"checkpoint every", (double)p->checkpoint_every, 0, big},
         {"sample every", (double)p->sample_every, 0, big}, {"log every", (double)p->log_every, 1, big},
     };
     for (size_t i = 0; i < DFCL_COUNT(ranges); i++) {
@@ -179,6 +179,8 @@ static void add_settings(cJSON *o, const struct dfcl_train_config *c, const stru
     cJSON_AddBoolToObject(o, "ema_warmup", !p->no_ema_warmup);
     cJSON_AddNumberToObject(o, "label_dropout", p->label_dropout);
     cJSON_AddBoolToObject(o, "flip", p->flip != 0);
+    if (p->val_fraction > 0)
+        cJSON_AddNumberToObject(o, "val_fraction", p->val_fraction);
 }
 
 dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const struct dfcl_model *model, const struct dfcl_dataset *data,
@@ -204,6 +206,7 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
     add_path(o, "path", p->data);
     cJSON_AddStringToObject(o, "kind", dfcl_dataset_is_latent(data) ? "latents" : "pictures");
     cJSON_AddNumberToObject(o, "samples", (double)dfcl_dataset_count(data));
+    cJSON_AddNumberToObject(o, "held_out", (double)dfcl_dataset_held_out_count(data));
     names = cJSON_AddArrayToObject(o, "class_names");
     bool ok = names != NULL;
     for (int i = 0; ok && i < dfcl_dataset_classes(data); i++)

@@ -5,6 +5,7 @@
 #include "base/philox.h"
 #include "diffusion/schedule.h"
 #include "models/model.h"
+#include "train/validate.h"
 
 #include <difffit-cl/train.h>
 
@@ -87,7 +88,7 @@ static dfcl_status pass(struct evaluation *e, int domain, const struct dfcl_pict
     return s;
 }
 
-static void estimate(const float *losses, int pairs, struct dfcl_loss_estimate *out) {
+void dfcl_loss_means(const float *losses, int pairs, struct dfcl_loss_estimate *out) {
     double sum[2] = {0}, sq[2] = {0};
     for (int i = 0; i < pairs; i++) {
         double m = losses[2 * i], l = m + (double)losses[2 * i + 1];
@@ -128,7 +129,7 @@ dfcl_status dfcl_evaluate_loss(dfcl_model *model, int domain, const struct dfcl_
     for (int i = 0; i < pairs && !s; i += PASS)
         s = pass(&e, domain, pictures, null_class, i, DFCL_MIN(PASS, pairs - i), sched.steps, seed, err);
     if (!s)
-        estimate(e.losses, pairs, out);
+        dfcl_loss_means(e.losses, pairs, out);
     if (!s && !isfinite(out->loss))
         s = dfcl_fail(err, DFCL_NONFINITE, "evaluation: the loss is not finite");
 out:

@@ -84,8 +84,9 @@ static struct dfcl_ref t_at(const struct dfcl_stepper *st, int first) {
     return dfcl_ref_at(st->b.ints, (uint64_t)first * sizeof(int32_t));
 }
 
-static dfcl_status run_noise(struct dfcl_stepper *st, int micro, int first, const struct dfcl_step_batch *b, dfcl_error *err) {
-    struct dfcl_normal p = {.B = micro, .n = st->n, .seed = b->seed, .stream = DFCL_STREAM_NOISE, .step = b->step,
+static dfcl_status run_noise(struct dfcl_stepper *st, int micro, int first, const struct dfcl_step_batch *b, enum dfcl_stream stream,
+                             dfcl_error *err) {
+    struct dfcl_normal p = {.B = micro, .n = st->n, .seed = b->seed, .stream = stream, .step = b->step,
                             .id = t_at(st, st->batch + first), .out = st->b.noise};
     return dfcl_run(&st->ex, &dfcl_op_normal, &p, err);
 }
@@ -124,7 +125,7 @@ static dfcl_status size_scratch(struct dfcl_stepper *st, int micro, dfcl_error *
     struct dfcl_step_batch b = {0};
     struct dfcl_step_hyper h = {.k = 1};
     st->ex.dry = true;
-    dfcl_status s = run_noise(st, micro, 0, &b, err);
+    dfcl_status s = run_noise(st, micro, 0, &b, DFCL_STREAM_NOISE, err);
     if (!s)
         s = run_q_sample(st, micro, 0, err);
     if (!s)
@@ -324,44 +325,60 @@ struct dfcl_ref dfcl_stepper_array(const struct dfcl_stepper *st, enum dfcl_step
 
 /* ---- a step ---- */
 
-/* Everything that the host knows goes over at the start of the step: a write in the middle would wait for the passes before it. */
-static dfcl_status upload(struct dfcl_stepper *st, const struct dfcl_step_batch *b, dfcl_error *err) {
+/* Everything that the host knows of the first n samples goes over at the start: a write in the middle would wait for the passes before it. */
+static dfcl_status upload(struct dfcl_stepper *st, const struct dfcl_step_batch *b, int n, dfcl_error *err) {
     uint32_t *t = st->ints, *id = st->ints + st->batch;
-    for (int i = 0; i < st->batch; i++) {
+    for (int i = 0; i < n; i++) {
         if (b->t[i] < 0 || b->t[i] >= st->timesteps)
             return dfcl_fail(err, DFCL_USAGE, "timestep %d: expected 0 to %d", b->t[i], st->timesteps - 1);
         st->t[i] = (float)b->t[i];
         t[i] = (uint32_t)b->t[i];
         id[i] = (uint32_t)(b->first + (uint64_t)i);
     }
-    dfcl_status s = dfcl_write(st->dev, st->b.x0, b->x0, (uint64_t)st->batch * (uint64_t)st->n * sizeof(float), err);
+    dfcl_status s = dfcl_write(st->dev, st->b.x0, b->x0, (uint64_t)n * (uint64_t)st->n * sizeof(float), err);
     return s ? s : dfcl_write(st->dev, st->b.ints, st->ints, 2 * (uint64_t)st->batch * sizeof *st->ints, err);
 }
 
-static dfcl_status pass(struct dfcl_stepper *st, const struct dfcl_step_batch *b, int first, dfcl_error *err) {
+/* Samples first .. first + m of the batch, up to their losses. */
+static dfcl_status forward(struct dfcl_stepper *st, const struct dfcl_step_batch *b, int first, int m, enum dfcl_stream stream, bool keep,
+                           struct dfcl_dit_batch *db, dfcl_error *err) {
     const size_t n = (size_t)st->n;
-    dfcl_status s = b->noise ? dfcl_write(st->dev, st->b.noise, b->noise + (size_t)first * n, (size_t)st->micro * n * sizeof(float), err)
-                             : run_noise(st, st->micro, first, b, err);
+    dfcl_status s = b->noise ? dfcl_write(st->dev, st->b.noise, b->noise + (size_t)first * n, (size_t)m * n * sizeof(float), err)
+                             : run_noise(st, m, first, b, stream, err);
     if (!s)
-        s = run_q_sample(st, st->micro, first, err);
-    if (s)
-        return s;
-    struct dfcl_dit_batch db = {.B = st->micro, .t = st->t + first, .rows = b->rows + first, .x = st->b.xt, .out = st->b.out};
-    s = dfcl_dit_forward(st->dit, &db, true, err);
+        s = run_q_sample(st, m, first, err);
+    *db = (struct dfcl_dit_batch){.B = m, .t = st->t + first, .rows = b->rows + first, .x = st->b.xt, .out = st->b.out};
     if (!s)
-        s = run_loss(st, st->micro, first, err);
-    if (!s)
-        s = dfcl_dit_backward(st->dit, &db, st->b.dout, err);
-    return s ? s : dfcl_flush(st->dev, err);
+        s = dfcl_dit_forward(st->dit, db, keep, err);
+    return s ? s : run_loss(st, m, first, err);
 }
 
 dfcl_status dfcl_step_gradients(struct dfcl_stepper *st, const struct dfcl_step_batch *batch, dfcl_error *err) {
-    dfcl_status s = upload(st, batch, err);
+    dfcl_status s = upload(st, batch, st->batch, err);
     if (!s)
         s = dfcl_fill(st->dev, st->grads, 0, (uint64_t)st->count * sizeof(float), err);
-    for (int first = 0; !s && first < st->batch; first += st->micro)
-        s = pass(st, batch, first, err);
+    for (int first = 0; !s && first < st->batch; first += st->micro) {
+        struct dfcl_dit_batch db;
+        s = forward(st, batch, first, st->micro, DFCL_STREAM_NOISE, true, &db, err);
+        if (!s)
+            s = dfcl_dit_backward(st->dit, &db, st->b.dout, err);
+        if (!s)
+            s = dfcl_flush(st->dev, err);
+    }
     return s ? s : run_sumsq(st, err);
+}
+
+dfcl_status dfcl_step_evaluate(struct dfcl_stepper *st, const struct dfcl_step_batch *batch, int n, dfcl_error *err) {
+    if (n < 1 || n > st->batch)
+        return dfcl_fail(err, DFCL_USAGE, "evaluation: expected 1 to %d samples at a time, found %d", st->batch, n);
+    dfcl_status s = upload(st, batch, n, err);
+    for (int first = 0; !s && first < n; first += st->micro) {
+        struct dfcl_dit_batch db;
+        s = forward(st, batch, first, DFCL_MIN(st->micro, n - first), DFCL_STREAM_VAL, false, &db, err);
+        if (!s)
+            s = dfcl_flush(st->dev, err);
+    }
+    return s ? s : dfcl_read(st->dev, st->losses, st->b.losses, 2 * (uint64_t)st->batch * sizeof(float), err);
 }
 
 dfcl_status dfcl_step_update(struct dfcl_stepper *st, const struct dfcl_step_hyper *hyper, struct dfcl_step_result *result,

@@ -61,7 +61,11 @@ dfcl_status dfcl_step_update(struct dfcl_stepper *st, const struct dfcl_step_hyp
 dfcl_status dfcl_train_step(struct dfcl_stepper *st, const struct dfcl_step_batch *batch, const struct dfcl_step_hyper *hyper,
                             struct dfcl_step_result *result, dfcl_error *err);
 
-/* Of the last dfcl_step_update: host arrays [batch], owned by the stepper. */
+/* Losses of the first n <= batch samples as the values stand, without gradients: they are read and stay in dfcl_step_losses. Noise that is not given
+ * comes from stream VAL. */
+dfcl_status dfcl_step_evaluate(struct dfcl_stepper *st, const struct dfcl_step_batch *batch, int n, dfcl_error *err);
+
+/* Of the last dfcl_step_update or dfcl_step_evaluate: host arrays [batch], owned by the stepper. */
 void dfcl_step_losses(const struct dfcl_stepper *st, const float **mse, const float **vb);
 /* Of the last pass (the whole batch when micro = batch), on the device: x_t [micro,C,S,S], the network's output and its gradient
  * [micro,2C,S,S]. */

@@ -16,6 +16,7 @@
 #include "train/preview.h"
 #include "train/run_dir.h"
 #include "train/step.h"
+#include "train/validate.h"
 
 #include <difffit-cl/train.h>
 
@@ -39,8 +40,10 @@ struct dfcl_trainer {
     /* one batch on the host */
     float *x0;
     int32_t *labels, *t, *rows;
+    struct dfcl_loss_estimate val; /* of step val_step, 0: none yet */
+    int64_t val_step;
     /* clocks, seconds */
-    double began, line_time, paused; /* paused: saving and drawing, which are not training */
+    double began, line_time, paused; /* paused: validating, saving and drawing, which are not training */
     int64_t line_step;
 };
 
@@ -60,7 +63,7 @@ static dfcl_status open_data(dfcl_trainer *t, dfcl_error *err) {
     if (s)
         return s;
     struct dfcl_dataset_options o = {.path = t->cfg.p.data, .channels = base->cfg.channels, .side = base->cfg.input,
-                                     .flip = t->cfg.p.flip != 0, .seed = t->cfg.p.seed, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
+                                     .flip = t->cfg.p.flip != 0, .val_fraction = t->cfg.p.val_fraction, .seed = t->cfg.p.seed, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
     dfcl_base_close(&base);
     return dfcl_dataset_open(&t->data, t->ctx, &o, err);
 }
@@ -187,6 +190,7 @@ static void describe(dfcl_trainer *t) {
     t->summary = (struct dfcl_train_summary){.trained_values = dfcl_stepper_count(t->st),
                                              .classes = dfcl_dataset_classes(t->data),
                                              .images = dfcl_dataset_count(t->data),
+                                             .held_out = dfcl_dataset_held_out_count(t->data),
                                              .planned_bytes = plan->total + own,
                                              .micro_batch = dfcl_stepper_micro(t->st),
                                              .recompute = recompute_of(t),
@@ -202,6 +206,7 @@ dfcl_status dfcl_trainer_create(dfcl_trainer **out, dfcl_device *dev, const stru
     t->ctx = ctx;
     t->dev = dev;
     t->saved_step = -1;
+    t->state = DFCL_TRAIN_STATE_NEW;
     t->run.lock_fd = -1;
     dfcl_status s = dfcl_train_config_init(&t->cfg, ctx, params, err);
     if (s) {
@@ -325,6 +330,11 @@ static dfcl_status write_line(dfcl_trainer *t, const struct dfcl_step_result *r,
     cJSON_AddNumberToObject(o, "grad_norm", r->grad_norm);
     cJSON_AddNumberToObject(o, "lr", lr);
     cJSON_AddNumberToObject(o, "skipped", (double)st->skipped);
+    bool val = t->val_step == st->step;
+    if (val) {
+        cJSON_AddNumberToObject(o, "val_loss", t->val.loss);
+        cJSON_AddNumberToObject(o, "val_loss_se", t->val.loss_se);
+    }
     cJSON_AddNumberToObject(o, "images_per_second", speed);
     cJSON_AddNumberToObject(o, "time", at);
     dfcl_status s = o ? dfcl_run_dir_metrics(&t->run, o, err) : dfcl_fail(err, DFCL_NOMEM, "out of host memory for metrics.jsonl");
@@ -332,8 +342,8 @@ static dfcl_status write_line(dfcl_trainer *t, const struct dfcl_step_result *r,
     const struct {
         const char *tag;
         double v;
-    } tags[] = {{"train/loss", loss}, {"train/mse", mse}, {"train/vb", vb}, {"train/grad_norm", r->grad_norm}, {"train/lr", lr}};
-    for (size_t i = 0; !s && i < DFCL_COUNT(tags); i++)
+    } tags[] = {{"train/loss", loss}, {"train/mse", mse}, {"train/vb", vb}, {"train/grad_norm", r->grad_norm}, {"train/lr", lr}, {"val/loss", t->val.loss}};
+    for (size_t i = 0; !s && i < DFCL_COUNT(tags) - !val; i++)
         s = dfcl_events_scalar(&t->run.events, tags[i].tag, at, st->step, (float)tags[i].v, err);
     if (!s)
         s = dfcl_events_flush(&t->run.events, err);
@@ -354,7 +364,8 @@ dfcl_status dfcl_trainer_save(dfcl_trainer *t, dfcl_error *err) {
     if (!s)
         s = dfcl_checkpoint_write(t->ctx, &t->run, tmp, t->dev, t->st, t->layout, &t->state, t->config, err);
     if (!s)
-        s = dfcl_run_dir_checkpoint_commit(&t->run, &tmp, t->state.step, t->cfg.p.keep, -1, err);
+        s = dfcl_run_dir_checkpoint_commit(&t->run, &tmp, t->state.step, t->cfg.p.keep,
+                                           t->cfg.p.no_keep_best ? -1 : t->state.best_step, err);
     dfcl_run_dir_checkpoint_drop(&t->run, &tmp);
     if (!s)
         t->saved_step = t->state.step;
@@ -365,11 +376,65 @@ static bool due(int64_t every, int64_t step) {
     return every > 0 && step % every == 0;
 }
 
+static dfcl_status write_final(dfcl_trainer *t, const char *which, const char *values, struct dfcl_ref ref, dfcl_error *err);
+
+/* Held-out loss of the moving average; the lowest yet is written down as a result. */
+static dfcl_status validate(dfcl_trainer *t, dfcl_error *err) {
+    struct dfcl_train_state *st = &t->state;
+    dfcl_status s = dfcl_validate(t->st, t->model, t->data, t->cfg.p.batch, t->cfg.p.seed, &t->val, err);
+    if (s)
+        return s;
+    t->val_step = st->step;
+    if (!isfinite(t->val.loss))
+        dfcl_log(t->ctx, DFCL_LOG_WARN, "step %" PRId64 ": the held-out loss of the moving average is %g", st->step, t->val.loss);
+    else if (st->best_step < 0 || t->val.loss < st->best_loss) {
+        st->best_step = st->step;
+        st->best_loss = t->val.loss;
+        s = write_final(t, "-best", "ema", dfcl_stepper_array(t->st, DFCL_STEP_EMA), err);
+    }
+    return s;
+}
+
+/* What falls due after a step. All that it leaves is there before its checkpoint: a run that is killed in between does it again. */
+static dfcl_status after_step(dfcl_trainer *t, const struct dfcl_step_result *r, double lr, bool last, struct dfcl_train_progress *g, dfcl_error *err) {
+    const struct dfcl_train_params *p = &t->cfg.p;
+    const int64_t step = t->state.step;
+    bool checkpoint = due(p->checkpoint_every, step) || last, val = checkpoint && dfcl_dataset_held_out_count(t->data) > 0;
+    double begin = dfcl_now();
+    dfcl_status s = val ? validate(t, err) : DFCL_OK;
+    t->line_time += dfcl_now() - begin;
+    if (!s && (due(p->log_every, step) || last || val))
+        s = write_line(t, r, lr, err);
+    double line = dfcl_now();
+    if (!s && due(p->sample_every, step)) {
+        dfcl_free(t->ctx, t->sample_path);
+        t->sample_path = NULL;
+        s = dfcl_preview(t->model, t->st, &t->run, step, p->seed, p->max_memory, &t->sample_path, err);
+        g->sample_path = t->sample_path;
+    }
+    if (!s && checkpoint) {
+        s = dfcl_trainer_save(t, err);
+        g->checkpointed = !s;
+    }
+    double end = dfcl_now();
+    t->line_time += end - line;
+    t->paused += end - begin;
+    return s;
+}
+
+static void show_validation(const dfcl_trainer *t, struct dfcl_train_progress *g) {
+    g->val_step = t->val_step;
+    g->val_loss = t->val.loss;
+    g->best_step = DFCL_MAX(t->state.best_step, 0);
+    g->best_loss = t->state.best_loss;
+}
+
 dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progress, int *done, dfcl_error *err) {
     const struct dfcl_train_params *p = &t->cfg.p;
     struct dfcl_train_state *st = &t->state;
     struct dfcl_train_progress g = {.step = st->step, .steps = p->steps, .skipped = st->skipped, .loss_mean = recent_mean(st)};
     *done = st->step >= p->steps;
+    show_validation(t, &g);
     if (*done) {
         if (progress)
             *progress = g;
@@ -394,23 +459,8 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     else
         s = note_skipped(t, &r, err);
     *done = st->step >= p->steps;
-    if (!s && (due(p->log_every, st->step) || *done))
-        s = write_line(t, &r, lr, err);
-    double pause = dfcl_now();
-    /* All that a step leaves is there before its checkpoint: a run that is killed in between does it again. */
-    if (!s && due(p->sample_every, st->step)) {
-        dfcl_free(t->ctx, t->sample_path);
-        t->sample_path = NULL;
-        s = dfcl_preview(t->model, t->st, &t->run, st->step, p->seed, p->max_memory, &t->sample_path, err);
-        g.sample_path = t->sample_path;
-    }
-    if (!s && (due(p->checkpoint_every, st->step) || *done)) {
-        s = dfcl_trainer_save(t, err);
-        g.checkpointed = !s;
-    }
-    pause = dfcl_now() - pause;
-    t->line_time += pause;
-    t->paused += pause;
+    if (!s)
+        s = after_step(t, &r, lr, *done, &g, err);
     g.step = st->step;
     g.loss = r.loss;
     g.mse = r.mse;
@@ -419,6 +469,7 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     g.grad_norm = r.grad_norm;
     g.lr = lr;
     g.skipped = st->skipped;
+    show_validation(t, &g);
     g.seconds = dfcl_now() - t->began;
     double spent = g.seconds - t->paused;
     g.images_per_second = spent > 0.0 ? (double)(st->step - t->summary.start_step) * p->batch / spent : 0.0;
@@ -446,6 +497,8 @@ static char *summary_json(const dfcl_trainer *t, const char *values, dfcl_error 
     cJSON_AddStringToObject(o, "seed", seed);
     cJSON_AddNumberToObject(o, "samples", (double)dfcl_dataset_count(t->data));
     cJSON_AddNumberToObject(o, "loss", recent_mean(&t->state));
+    if (t->state.best_step == t->state.step)
+        cJSON_AddNumberToObject(o, "val_loss", t->state.best_loss);
     char *text = cJSON_PrintUnformatted(o), *out = NULL;
     if (text)
         out = dfcl_strdup(t->ctx, text, err);
@@ -456,21 +509,20 @@ static char *summary_json(const dfcl_trainer *t, const char *values, dfcl_error 
     return out;
 }
 
-static dfcl_status write_final(dfcl_trainer *t, const char *name, const char *values, struct dfcl_ref ref, dfcl_error *err) {
-    char *path = dfcl_run_dir_path(&t->run, name, err), *json = summary_json(t, values, err);
-    dfcl_status s = path && json ? DFCL_OK : DFCL_NOMEM;
+/* delta.safetensors, or model.safetensors of a full run, with `which` before the dot. */
+static dfcl_status write_final(dfcl_trainer *t, const char *which, const char *values, struct dfcl_ref ref, dfcl_error *err) {
+    bool full = !strcmp(t->model->method, "full");
+    char *path = dfcl_sprintf(t->ctx, err, "%s/%s%s.safetensors", t->run.path, full ? "model" : "delta", which);
+    char *json = path ? summary_json(t, values, err) : NULL;
+    dfcl_status s = json ? DFCL_OK : DFCL_NOMEM;
     if (!s)
-        s = !strcmp(t->model->method, "full") ? dfcl_model_save(t->model, path, ref, t->cfg.dtype, err)
-                                              : dfcl_delta_save(t->model, path, ref, json, err);
+        s = full ? dfcl_model_save(t->model, path, ref, t->cfg.dtype, err) : dfcl_delta_save(t->model, path, ref, json, err);
     dfcl_free(t->ctx, path);
     dfcl_free(t->ctx, json);
     return s;
 }
 
 dfcl_status dfcl_trainer_finish(dfcl_trainer *t, dfcl_error *err) {
-    bool full = !strcmp(t->model->method, "full");
-    dfcl_status s = write_final(t, full ? "model.safetensors" : "delta.safetensors", "ema", dfcl_stepper_array(t->st, DFCL_STEP_EMA), err);
-    if (!s)
-        s = write_final(t, full ? "model-live.safetensors" : "delta-live.safetensors", "live", DFCL_NO_REF, err);
-    return s;
+    dfcl_status s = write_final(t, "", "ema", dfcl_stepper_array(t->st, DFCL_STEP_EMA), err);
+    return s ? s : write_final(t, "-live", "live", DFCL_NO_REF, err);
 }

@@ -22,13 +22,13 @@ parser = argparse.ArgumentParser()
 parser.add_argument("cli")
 parser.add_argument("pictures")
 parser.add_argument("--kills", type=int, default=5)
-parser.add_argument("--steps", type=int, help="of the run (60 and 12 more for each kill)")
-parser.add_argument("--every", type=int, default=4, help="steps between checkpoints (4)")
+parser.add_argument("--steps", type=int, help="of the run (30 and 6 more for each kill)")
+parser.add_argument("--every", type=int, default=5, help="steps between checkpoints (5)")
 parser.add_argument("--device", default="host")
 parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
 args = parser.parse_args()
 CLI = os.path.abspath(args.cli)
-STEPS = args.steps or 60 + 12 * args.kills
+STEPS = args.steps or 30 + 6 * args.kills
 rng = random.Random(args.seed)
 tmp = tempfile.TemporaryDirectory(prefix="dfcl-kill-")
 os.environ["XDG_CACHE_HOME"] = os.path.join(tmp.name, "cache")
@@ -37,7 +37,8 @@ BASE, WHOLE, BROKEN = (os.path.join(tmp.name, n) for n in ("base.safetensors", "
 
 def words(run, keep, steps=STEPS):
     return [CLI, "train", "--device", args.device, "--model", BASE, "--data", args.pictures, "--out", run, "--steps", str(steps), "--batch", "4", "--lr",
-            "1e-3", "--flip", "--log-every", "1", "--checkpoint-every", str(args.every), "--keep", str(keep), "--resume", "auto"]
+            "1e-3", "--flip", "--log-every", "1", "--checkpoint-every", str(args.every), "--keep", str(keep), "--val-fraction",
+            "0.02", "--resume", "auto"]
 
 
 def start(run, keep):
@@ -159,12 +160,13 @@ while kills < args.kills:
 p = start(BROKEN, 2)
 _, err = p.communicate()
 assert p.returncode == 0, err
-for name in ("delta.safetensors", "delta-live.safetensors"):
+for name in ("delta.safetensors", "delta-live.safetensors", "delta-best.safetensors"):
     with open(os.path.join(WHOLE, name), "rb") as a, open(os.path.join(BROKEN, name), "rb") as b:
         assert a.read() == b.read(), f"{name} differs"
 a, b = lines(WHOLE), lines(BROKEN)
 assert [m["step"] for m in b] == list(range(1, STEPS + 1)), [m["step"] for m in b]
 assert same_but_times(a) == same_but_times(b), "metrics.jsonl differs"
+assert any("val_loss" in m for m in b)
 assert events(WHOLE) == events(BROKEN), "the event files differ"
 left = [f for folder, _, files in os.walk(BROKEN) for f in files if ".tmp-" in f] + hidden(BROKEN)
 assert not left, left

@@ -16,6 +16,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "data/dataset.h"
 #include "train/config.h"
 
 #include <difffit-cl/dfcl.h>
@@ -451,6 +452,113 @@ static void other_policies_resume(void **state) {
     dfcl_free(ctx, text);
 }
 
+/* val_loss by step; NAN where a line has none. Lines of steps 1 .. n. */
+static void read_val(const char *run, int n, double *val) {
+    char *text;
+    size_t size;
+    int k = 0;
+    assert_int_equal(dfcl_file_read(ctx, at("%s/metrics.jsonl", run), 1 << 20, &text, &size, NULL), DFCL_OK);
+    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+        cJSON *o = cJSON_Parse(line);
+        const cJSON *v = cJSON_GetObjectItem(o, "val_loss");
+        assert_true(k < n);
+        assert_int_equal(cJSON_GetObjectItem(o, "step")->valuedouble, k + 1);
+        val[k++] = v ? v->valuedouble : (double)NAN;
+        assert_true(!v || cJSON_GetObjectItem(o, "val_loss_se")->valuedouble > 0.0);
+        cJSON_Delete(o);
+    }
+    assert_int_equal(k, n);
+    dfcl_free(ctx, text);
+}
+
+/* The loss of a delta on the pictures that `p` holds out, by the library's other way of measuring. */
+static double loss_of(const struct dfcl_train_params *p, const char *delta) {
+    struct dfcl_dataset *ds;
+    struct dfcl_dataset_options o = {.path = p->data, .channels = 1, .side = 8, .seed = p->seed, .val_fraction = p->val_fraction};
+    struct dfcl_loss_estimate est;
+    static float x[64 * 10];
+    static int labels[10];
+    assert_int_equal(dfcl_dataset_open(&ds, ctx, &o, NULL), DFCL_OK);
+    struct dfcl_pictures pics = {.count = (int)dfcl_dataset_held_out_count(ds), .channels = 1, .side = 8, .data = x, .labels = labels, .class_count = 2};
+    assert_int_equal(pics.count, 4);
+    for (int i = 0; i < pics.count; i++)
+        assert_int_equal(dfcl_dataset_held_out(ds, i, x + 64 * i, &labels[i], NULL), DFCL_OK);
+    dfcl_dataset_close(&ds);
+    dfcl_model *m;
+    int domain;
+    struct dfcl_model_params mp = {.path = p->model.path};
+    assert_int_equal(dfcl_model_open(&m, dev, &mp, NULL), DFCL_OK);
+    assert_int_equal(dfcl_model_load_delta(m, delta, 1.0f, 0, &domain, NULL), DFCL_OK);
+    assert_int_equal(dfcl_evaluate_loss(m, domain, &pics, 0, 256, p->seed, &est, NULL), DFCL_OK);
+    dfcl_model_close(&m);
+    return est.loss;
+}
+
+static void held_out_loss(void **state) {
+    (void)state;
+    struct dfcl_train_params p = params("val-quiet");
+    p.val_fraction = 0.4;
+    p.lr = 0.3; /* wild enough to make the loss rise again */
+    p.lr_schedule = "cosine";
+    p.steps = 10;
+    p.micro_batch = 2;
+    struct dfcl_train_params quiet = p;
+    train(&p, -1); /* measured once, at the end */
+    char run[256];
+    snprintf(run, sizeof run, "%s", at("val"));
+    p.run_dir = run;
+    p.checkpoint_every = 2;
+    p.keep = 1;
+    p.log_every = 3;
+    train(&p, -1);
+    /* measuring leaves no trace */
+    same_file(at("val-quiet/checkpoints/step-10/tensors.safetensors"), at("val/checkpoints/step-10/tensors.safetensors"));
+    p.log_every = 1;
+    snprintf(run, sizeof run, "%s", at("val1"));
+    train(&p, -1);
+    double val[10];
+    int best = 0;
+    read_val("val1", 10, val);
+    for (int i = 0; i < 10; i++) {
+        assert_true(isfinite(val[i]) == (i % 2 == 1));
+        if (isfinite(val[i]) && (!best || val[i] < val[best - 1]))
+            best = i + 1;
+    }
+    assert_true(best > 0 && best < 10); /* else this test would not see the difference */
+    assert_int_equal(dfcl_path_kind(at("val1/checkpoints/step-10")), DFCL_PATH_DIR);
+    for (int i = 1; i < 10; i++)
+        assert_int_equal(dfcl_path_kind(at("val1/checkpoints/step-%d", i)), i == best ? DFCL_PATH_DIR : DFCL_PATH_NONE);
+    double again = loss_of(&p, at("val1/delta-best.safetensors")), last = loss_of(&p, at("val1/delta.safetensors"));
+    if (fabs(again - val[best - 1]) > 1e-5 * again || fabs(last - val[9]) > 1e-5 * last)
+        fail_msg("best %.9g, by evaluation %.9g; last %.9g and %.9g", val[best - 1], again, val[9], last);
+    /* broken off, with other rules about what is kept */
+    snprintf(run, sizeof run, "%s", at("val2"));
+    train(&p, 5);
+    p.resume = "auto";
+    p.keep = 3;
+    train(&p, 3);
+    p.keep = 1;
+    p.no_keep_best = 1;
+    train(&p, -1);
+    double val2[10];
+    read_val("val2", 10, val2);
+    assert_memory_equal(val, val2, sizeof val);
+    same_file(at("val1/delta.safetensors"), at("val2/delta.safetensors"));
+    same_file(at("val1/delta-best.safetensors"), at("val2/delta-best.safetensors"));
+    assert_int_equal(dfcl_path_kind(at("val2/checkpoints/step-%d", best)), DFCL_PATH_NONE);
+    dfcl_error e;
+    quiet.resume = "auto";
+    snprintf(run, sizeof run, "%s", at("val-quiet"));
+    quiet.run_dir = run;
+    assert_int_equal(try_create(&quiet, &e), DFCL_OK);
+    quiet.val_fraction = 0.2;
+    assert_int_equal(try_create(&quiet, &e), DFCL_USAGE);
+    assert_non_null(strstr(e.msg, "val_fraction"));
+    quiet.val_fraction = 0;
+    assert_int_equal(try_create(&quiet, &e), DFCL_USAGE);
+    assert_non_null(strstr(e.msg, "val_fraction"));
+}
+
 static void previews_leave_no_trace(void **state) {
     (void)state;
     struct dfcl_train_params p = params("plain");
@@ -526,7 +634,7 @@ int main(void) {
         return 77;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(learning_rate), cmocka_unit_test(resume_is_exact), cmocka_unit_test(passes_resume),
-        cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted), cmocka_unit_test(other_policies_resume),
+        cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted), cmocka_unit_test(other_policies_resume), cmocka_unit_test(held_out_loss),
         cmocka_unit_test(non_finite),    cmocka_unit_test(previews_leave_no_trace),
         cmocka_unit_test(final_files),   cmocka_unit_test(recompute_follows_memory),
     };

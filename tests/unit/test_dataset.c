@@ -132,6 +132,58 @@ static void pictures_cached_and_read_ahead(void **state) {
     assert_int_equal(strlen(prints[0]), 64);
 }
 
+static int grey_item(const float *x) {
+    return (int)lround((x[0] + 1.0) * 127.5 / 20.0);
+}
+
+static void held_out(void **state) {
+    (void)state;
+    struct dfcl_dataset *ds;
+    dfcl_error e;
+    float x[16], first[2][16];
+    int32_t label;
+    for (int cached = 0; cached < 2; cached++) {
+        struct dfcl_dataset_options o = {.path = at("pics"), .channels = 1, .side = 4, .flip = true, .seed = 5, .cache_bytes = cached ? 0 : 16,
+                                         .val_fraction = 0.5};
+        assert_int_equal(dfcl_dataset_open(&ds, ctx, &o, &e), DFCL_OK);
+        assert_int_equal(dfcl_dataset_held_out_count(ds), 2 + 4); /* of 4 and 7 */
+        assert_int_equal(dfcl_dataset_count(ds), 5);
+        int seen[COUNT] = {0}, classes[2] = {0};
+        for (int i = 0; i < 6; i++) {
+            assert_int_equal(dfcl_dataset_held_out(ds, i, x, &label, NULL), DFCL_OK);
+            int item = grey_item(x); /* never mirrored: the first pixel tells */
+            assert_true(fabs((double)x[5] - (pixel(item, 1, 1) / 127.5 - 1.0)) < 1e-6);
+            assert_int_equal(label, item >= 4);
+            seen[item]++;
+            classes[label]++;
+            if (!i)
+                memcpy(first[cached], x, sizeof x);
+        }
+        assert_int_equal(classes[0], 2);
+        int held[COUNT];
+        memcpy(held, seen, sizeof held);
+        for (uint64_t g = 0; g < 5; g++)
+            seen[dfcl_dataset_item(ds, g)]++;
+        for (int i = 0; i < COUNT; i++)
+            assert_int_equal(seen[i], 1); /* an epoch has the others, once each */
+        for (uint64_t g = 0; g < 200; g++) {
+            assert_int_equal(held[dfcl_dataset_item(ds, g)], 0);
+            assert_int_equal(dfcl_dataset_fetch(ds, g, 1, x, &label, NULL), DFCL_OK);
+            assert_int_equal(label, dfcl_dataset_item(ds, g) >= 4);
+        }
+        dfcl_dataset_close(&ds);
+    }
+    assert_memory_equal(first[0], first[1], sizeof first[0]);
+    /* every class keeps one to train on; a share of nothing is refused */
+    struct dfcl_dataset_options o = {.path = at("pics"), .channels = 1, .side = 4, .val_fraction = 0.9};
+    assert_int_equal(dfcl_dataset_open(&ds, ctx, &o, &e), DFCL_OK);
+    assert_int_equal(dfcl_dataset_held_out_count(ds), 3 + 6);
+    dfcl_dataset_close(&ds);
+    o.val_fraction = 0.05;
+    assert_int_equal(dfcl_dataset_open(&ds, ctx, &o, &e), DFCL_USAGE);
+    assert_non_null(strstr(e.msg, "0.05"));
+}
+
 static void fingerprint_follows_content(void **state) {
     (void)state;
     char first[65];
@@ -248,6 +300,7 @@ static void latents(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(pictures_cached_and_read_ahead, setup, teardown),
+        cmocka_unit_test_setup_teardown(held_out, setup, teardown),
         cmocka_unit_test_setup_teardown(fingerprint_follows_content, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_pictures, setup, teardown),
         cmocka_unit_test_setup_teardown(decoding, setup, teardown),

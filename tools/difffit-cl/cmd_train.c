@@ -3,12 +3,22 @@
 #include <float.h>
 #include <string.h>
 
+/* What a progress line says when there is something to say. */
+static void describe_progress(const struct dfcl_train_progress *g, char *buf, size_t size) {
+    size_t n = 0;
+    buf[0] = 0;
+    if (g->val_step)
+        n += (size_t)snprintf(buf, size, "  held out %.4f (best %.4f, step %lld)", g->val_loss, g->best_loss, (long long)g->best_step);
+    if (g->skipped && n < size)
+        snprintf(buf + n, size - n, "  skipped %lld", (long long)g->skipped);
+}
+
 int cmd_train(struct cli *c, int argc, char **argv) {
     /* Zero means "the default" to the library; these four may be asked to be zero. */
     const double unset = -2;
     struct dfcl_train_params p = {.beta1 = unset, .beta2 = unset, .ema_decay = unset, .label_dropout = unset};
     const char *vae = "none";
-    bool flip = false, no_classes = false, train_classes = false;
+    bool flip = false, no_best = false, no_classes = false, train_classes = false;
     const char *ema_warmup = "on", *which = NULL, *weights = NULL, *pack = NULL, *activations = NULL;
     const struct cli_option options[] = {
         {"--model", CLI_STR, &p.model.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
@@ -41,6 +51,8 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--seed", CLI_U64, &p.seed, "N", "seed of everything random (0)", 0, 0},
         {"--checkpoint-every", CLI_I64, &p.checkpoint_every, "N", "steps between checkpoints (only at the end and when interrupted)", 0, 1e9},
         {"--keep", CLI_INT, &p.keep, "N", "newest checkpoints kept (2)", 1, 1000000},
+        {"--val-fraction", CLI_DBL, &p.val_fraction, "X", "share of each class held out; its loss at every checkpoint says which is best (0)", 0, 0.9},
+        {"--no-keep-best", CLI_FLAG, &no_best, NULL, "do not keep the best checkpoint beside the newest", 0, 0},
         {"--sample-every", CLI_I64, &p.sample_every, "N", "steps between grids of pictures in RUN/samples (never)", 0, 1e9},
         {"--log-every", CLI_I64, &p.log_every, "N", "steps between lines of metrics.jsonl (10)", 1, 1e9},
         {"--resume", CLI_STR, &p.resume, "auto|DIR", "auto: go on from RUN's newest checkpoint if there is one; or a checkpoint", 0, 0},
@@ -64,6 +76,8 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--train-classes and --no-train-classes exclude each other");
     if (p.dtype && (!p.method || strcmp(p.method, "full")))
         return cli_usage(c, "--dtype is for --method full: a delta holds f32 values");
+    if (no_best && p.val_fraction <= 0)
+        return cli_usage(c, "--no-keep-best goes with --val-fraction");
     int code = cli_weights(c, weights, pack, &p.model);
     if (!code)
         code = cli_activations(c, activations, &p.model);
@@ -76,6 +90,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     p.no_ema_warmup = !strcmp(ema_warmup, "off");
     p.train_classes = no_classes ? -1 : train_classes ? 1 : 0;
     p.flip = flip;
+    p.no_keep_best = no_best;
     p.model.which = which;
 
     dfcl_error err = {0};
@@ -88,10 +103,13 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     if (s)
         goto out;
     const struct dfcl_train_summary *sum = dfcl_trainer_summary(t);
+    char held_out[48] = "";
+    if (sum->held_out)
+        snprintf(held_out, sizeof held_out, ", %lld held out", (long long)sum->held_out);
     if (!c->quiet)
-        fprintf(stderr, "%s: %lld images in %d classes; %lld values trained; batch %d in passes of %d, recompute %s%s\n",
-                dfcl_device_get_info(dev)->name, (long long)sum->images, sum->classes, (long long)sum->trained_values,
-                p.batch ? p.batch : 32, sum->micro_batch, sum->recompute, sum->start_step ? "; resumed" : "");
+        fprintf(stderr, "%s: %lld images in %d classes%s; %lld values trained; batch %d in passes of %d, recompute %s%s\n",
+                dfcl_device_get_info(dev)->name, (long long)sum->images, sum->classes, held_out,
+                (long long)sum->trained_values, p.batch ? p.batch : 32, sum->micro_batch, sum->recompute, sum->start_step ? "; resumed" : "");
     if (sum->start_step && !c->quiet)
         fprintf(stderr, "going on after step %lld\n", (long long)sum->start_step);
     if (c->verbose)
@@ -105,11 +123,10 @@ int cmd_train(struct cli *c, int argc, char **argv) {
             goto out;
         char eta[32];
         cli_eta((double)(g.steps - g.step) * g.seconds / (double)(g.step - first > 0 ? g.step - first : 1), eta, sizeof eta);
-        char skipped[48] = "";
-        if (g.skipped)
-            snprintf(skipped, sizeof skipped, "  skipped %lld", (long long)g.skipped);
+        char notes[160];
+        describe_progress(&g, notes, sizeof notes);
         cli_progress(c, done, "step %lld/%lld  loss %.4f  lr %.2g  %.1f images/s  %s left%s", (long long)g.step, (long long)g.steps,
-                     g.loss_mean, g.lr, g.images_per_second, eta, skipped);
+                     g.loss_mean, g.lr, g.images_per_second, eta, notes);
         if (!done && cli_interrupted()) {
             s = dfcl_trainer_save(t, &err);
             if (s)
