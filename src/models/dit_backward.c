@@ -175,7 +175,8 @@ static dfcl_status attn_bwd(struct dfcl_dit *dit, const struct dit_pass *ps, int
         return DFCL_OK;
     struct dfcl_ref dheads = a->m; /* free here: norms are recomputed into it only after the attention's backward */
     struct dfcl_attn_bwd at = {.B = ps->B, .T = dit->tokens, .H = dit->cfg.heads, .D = d / dit->cfg.heads,
-                               .scale = (float)(1.0 / sqrt((double)d / dit->cfg.heads)), .qkv = k->qkv, .out = k->heads, .lse = k->lse,
+                               .scale = (float)(1.0 / sqrt((double)d / dit->cfg.heads)), .bf16 = dit->opt.weights == DFCL_BF16,
+                               .qkv = k->qkv, .out = k->heads, .lse = k->lse,
                                .dout = dheads, .dqkv = a->d4};
     if ((s = input_grad(ps, &b->proj, a->d1, DFCL_ACT_NONE, DFCL_NO_REF, dheads, false, M, err)) ||
         (s = dfcl_run(ps->ex, &dfcl_op_attn_bwd, &at, err)))

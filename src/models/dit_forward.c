@@ -104,7 +104,8 @@ dfcl_status dit_block_branches(struct dfcl_dit *dit, const struct dit_pass *ps, 
         return s;
 
     struct dfcl_attn_fwd at = {.B = B, .T = T, .H = dit->cfg.heads, .D = d / dit->cfg.heads,
-                               .scale = (float)(1.0 / sqrt((double)d / dit->cfg.heads)), .qkv = k->qkv, .out = k->heads,
+                               .scale = (float)(1.0 / sqrt((double)d / dit->cfg.heads)), .bf16 = dit->opt.weights == DFCL_BF16,
+                               .qkv = k->qkv, .out = k->heads,
                                .lse = keep ? k->lse : none};
     if ((s = dfcl_run(ps->ex, &dfcl_op_attn_fwd, &at, err)) || (s = tap(dit, ps, i, "attn_heads", k->heads, M, d, err)))
         return s;

@@ -141,6 +141,11 @@ static dfcl_status portable_launch(struct dfcl_device *dev, const void *params, 
 }
 
 static const struct dfcl_variant variants[] = {
+    {.name = "cpu_dot",
+     .bf16 = true,
+     .supports = dfcl_attn_bwd_dot_supports,
+     .scratch = dfcl_attn_bwd_dot_scratch,
+     .launch = dfcl_attn_bwd_dot_launch},
     {.name = "cpu", .supports = dfcl_supports_cpu, .scratch = cpu_scratch, .launch = cpu_launch},
     {.name = "portable", .supports = portable_supports, .scratch = portable_scratch, .launch = portable_launch},
     {.name = "host", .supports = dfcl_supports_host, .launch = host_launch},
@@ -152,12 +157,13 @@ static void make_case(struct dfcl_case *c, int index) {
     dfcl_attn_case_get(index, &k);
     p->B = k.B, p->T = k.T, p->H = k.H, p->D = k.D;
     p->scale = 1.0f / sqrtf((float)k.D);
+    p->bf16 = k.bf16;
     const uint64_t n = (uint64_t)k.B * (uint64_t)k.T * (uint64_t)k.H * (uint64_t)k.D, rows = n / (uint64_t)k.D;
     struct dfcl_case_tensor *qkv = dfcl_case_add(c, "qkv", &p->qkv, DFCL_F32, 3 * n, DFCL_IN);
     struct dfcl_case_tensor *out = dfcl_case_add(c, "out", &p->out, DFCL_F32, n, DFCL_IN);
     struct dfcl_case_tensor *lse = dfcl_case_add(c, "lse", &p->lse, DFCL_F32, rows, DFCL_IN);
-    dfcl_case_add(c, "dout", &p->dout, DFCL_F32, n, DFCL_IN);
-    dfcl_case_add(c, "dqkv", &p->dqkv, DFCL_F32, 3 * n, DFCL_OUT)->tol = 2e-5 * (double)k.tol_factor;
+    dfcl_case_add(c, "dout", &p->dout, DFCL_F32, n, DFCL_IN)->bf16 = k.exact;
+    dfcl_case_add(c, "dqkv", &p->dqkv, DFCL_F32, 3 * n, DFCL_OUT)->tol = dfcl_attn_case_tol(&k, 2e-5);
     snprintf(c->label, sizeof c->label, "%s", k.label);
     if (index >= DFCL_ATTN_CHECK_CASES) {
         /* The time does not depend on the values: any out, and log-sum-exps near those of unit normals, spare the forward pass. */

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/half.h"
 #include "base/philox.h"
 #include "ops/rows.h"
 
@@ -166,6 +167,33 @@ static const struct dfcl_attn_case more[] = {
     {.B = 1, .T = 260, .H = 1, .D = 72, .mean = 4},
     {.B = 2, .T = 17, .H = 2, .D = 16, .mean = 6},
 };
+/* Operands in bf16: part of the above, so that every size of tile, block and row comes up; then operands that must be rounded. */
+static const struct dfcl_attn_case in_bf16[] = {
+    {.B = 1, .T = 1, .H = 1, .D = 1},
+    {.B = 2, .T = 1, .H = 2, .D = 72},
+    {.B = 1, .T = 2, .H = 1, .D = 64},
+    {.B = 1, .T = 9, .H = 2, .D = 72},
+    {.B = 3, .T = 16, .H = 2, .D = 64},
+    {.B = 2, .T = 17, .H = 2, .D = 24, .mean = 6},
+    {.B = 1, .T = 33, .H = 2, .D = 1},
+    {.B = 2, .T = 47, .H = 1, .D = 77},
+    {.B = 2, .T = 64, .H = 3, .D = 64},
+    {.B = 1, .T = 64, .H = 2, .D = 72},
+    {.B = 1, .T = 65, .H = 2, .D = 64, .mean = 4},
+    {.B = 1, .T = 97, .H = 1, .D = 255},
+    {.B = 1, .T = 130, .H = 2, .D = 24},
+    {.B = 1, .T = 131, .H = 1, .D = 77},
+    {.B = 1, .T = 200, .H = 1, .D = 96},
+    {.B = 1, .T = 260, .H = 1, .D = 72, .mean = 4},
+    {.B = 2, .T = 260, .H = 2, .D = 72},
+    {.B = 1, .T = 600, .H = 1, .D = 96},
+    {.B = 1, .T = 1024, .H = 1, .D = 72},
+    {.B = 1, .T = 1050, .H = 1, .D = 24},
+};
+static const struct dfcl_attn_case to_bf16[] = {
+    {.B = 2, .T = 16, .H = 3, .D = 64},
+    {.B = 1, .T = 260, .H = 2, .D = 72},
+};
 static const struct dfcl_attn_case bench[] = {
     {.B = 1, .T = 256, .H = 16, .D = 72},  /* DiT-XL/2, 256 pixels */
     {.B = 4, .T = 256, .H = 16, .D = 72},
@@ -178,8 +206,9 @@ static const struct dfcl_attn_case bench[] = {
     {.B = 64, .T = 64, .H = 4, .D = 32},   /* a small model over 16x16 images */
     {.B = 128, .T = 64, .H = 8, .D = 16},
 };
-enum { GRID = DFCL_COUNT(check_D) * DFCL_COUNT(check_T) };
-_Static_assert(GRID + DFCL_COUNT(more) == DFCL_ATTN_CHECK_CASES && DFCL_COUNT(bench) == DFCL_ATTN_BENCH_CASES, "counts of attn.h");
+enum { GRID = DFCL_COUNT(check_D) * DFCL_COUNT(check_T), F32_CASES = GRID + DFCL_COUNT(more),
+       EXACT_CASES = F32_CASES + DFCL_COUNT(in_bf16) };
+_Static_assert(EXACT_CASES + DFCL_COUNT(to_bf16) == DFCL_ATTN_CHECK_CASES && DFCL_COUNT(bench) == DFCL_ATTN_BENCH_CASES, "counts of attn.h");
 
 void dfcl_attn_case_get(int index, struct dfcl_attn_case *c) {
     if (index < GRID) {
@@ -188,13 +217,24 @@ void dfcl_attn_case_get(int index, struct dfcl_attn_case *c) {
         c->T = check_T[index / (int)DFCL_COUNT(check_D)];
         c->B = 1 + index % 3;
         c->H = 1 + index / 3 % 3;
-    } else if (index < DFCL_ATTN_CHECK_CASES) {
+    } else if (index < F32_CASES) {
         *c = more[index - GRID];
+    } else if (index < EXACT_CASES) {
+        *c = in_bf16[index - F32_CASES];
+        c->exact = true;
+    } else if (index < DFCL_ATTN_CHECK_CASES) {
+        *c = to_bf16[index - EXACT_CASES];
     } else {
         *c = bench[index - DFCL_ATTN_CHECK_CASES];
     }
+    c->bf16 = index >= F32_CASES; /* benchmarks run all variants */
     c->tol_factor = 1.0f + c->mean * c->mean * sqrtf((float)c->D) / 16.0f;
-    snprintf(c->label, sizeof c->label, "B=%d T=%d H=%d D=%d%s", c->B, c->T, c->H, c->D, c->mean > 0 ? " large scores" : "");
+    snprintf(c->label, sizeof c->label, "B=%d T=%d H=%d D=%d%s%s", c->B, c->T, c->H, c->D, c->mean > 0 ? " large scores" : "",
+             index >= DFCL_ATTN_CHECK_CASES || !c->bf16 ? "" : c->exact ? " bf16" : " to bf16");
+}
+
+double dfcl_attn_case_tol(const struct dfcl_attn_case *c, double f32) {
+    return f32 * (double)c->tol_factor + (c->exact ? 0x1p-8 : c->bf16 ? 0x1p-7 : 0);
 }
 
 void dfcl_attn_case_fill(const struct dfcl_attn_case *c, uint64_t seed, float *qkv) {
@@ -203,5 +243,7 @@ void dfcl_attn_case_fill(const struct dfcl_attn_case *c, uint64_t seed, float *q
         dfcl_normals(seed, DFCL_STREAM_TEST, (uint32_t)r, 0, qkv + r * 3 * n, 3 * n);
         for (size_t i = 0; i < 2 * n; i++)
             qkv[r * 3 * n + i] += c->mean;
+        for (size_t i = 0; c->exact && i < 3 * n; i++)
+            qkv[r * 3 * n + i] = dfcl_bf16_to_f32(dfcl_f32_to_bf16(qkv[r * 3 * n + i]));
     }
 }

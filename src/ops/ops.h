@@ -65,17 +65,21 @@ struct dfcl_colsum {
 };
 
 /* softmax(q k^T * scale) v per sample and head. qkv [B*T, 3*H*D]: q | k | v, each H heads of D consecutive values.
- * out [B*T, H*D]; lse [B,H,T] (log-sum-exp of the scaled scores, natural log) if present. */
+ * out [B*T, H*D]; lse [B,H,T] (log-sum-exp of the scaled scores, natural log) if present.
+ * bf16: the operands of the products (q, k, v, the probabilities; in backward also dout and the gradients of the scores) may be rounded to
+ * bf16. */
 struct dfcl_attn_fwd {
     struct dfcl_op_head head;
     int B, T, H, D;
     float scale;
+    bool bf16;
     struct dfcl_ref qkv, out, lse;
 };
 struct dfcl_attn_bwd {
     struct dfcl_op_head head;
     int B, T, H, D;
     float scale;
+    bool bf16;
     struct dfcl_ref qkv, out, lse, dout; /* as above; dout like out */
     struct dfcl_ref dqkv;                /* like qkv */
 };
