@@ -1,10 +1,10 @@
 #define _GNU_SOURCE
 #include "cli.h"
+#include "place.h"
 
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -428,19 +428,6 @@ dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, co
 }
 
 /* ---- programs ---- */
-
-/* PoCL's workers otherwise share a core now and then. Only where the user has not said it and processors 0..n-1 are all ours: PoCL pins
- * worker i to processor i. To be called before the first OpenCL call. */
-static void place_workers(void) {
-    cpu_set_t set;
-    if (getenv("POCL_AFFINITY") || sched_getaffinity(0, sizeof set, &set) != 0)
-        return;
-    int n = CPU_COUNT(&set);
-    for (int i = 0; i < n; i++)
-        if (!CPU_ISSET(i, &set))
-            return;
-    setenv("POCL_AFFINITY", "1", 0);
-}
 
 static void program_help(const struct cli_program *p, FILE *f) {
     fprintf(f, "usage: %s ", p->name);

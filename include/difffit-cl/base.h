@@ -54,7 +54,7 @@ struct dfcl_context_params {
     void *log_user;
     const char *cache_dir; /* program and packing cache; NULL or "": no cache on disk */
     const char *probe_program; /* tries instructions that might end the process: see below; NULL or "": they are not used */
-    int threads;           /* host worker threads, 0: one per online processor */
+    int threads;           /* host worker threads, 0: one per processor that the process may use */
 };
 
 /* probe_program is the path of `difffit-cl`, or of a program that does the same when it is run as `PROGRAM --try-dot SELECTOR NAME`: opens

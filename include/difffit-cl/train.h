@@ -39,6 +39,8 @@ struct dfcl_train_params {
     int keep;              /* [2] newest checkpoints kept */
     double val_fraction;   /* [0: none] share of each class that is held out; its loss is taken before every checkpoint that falls due */
     int no_keep_best;      /* 1: the checkpoint of the lowest held-out loss goes when it is not among the newest */
+    int max_skipped;       /* [20] steps in a row with non-finite numbers that end the run */
+    double spike_z;        /* [6] a loss so many standard deviations above the last 100 counts as a spike; negative: none does */
     int64_t sample_every;  /* [0: never] sample grids under samples/ */
     int64_t log_every;     /* [10] */
     const char *resume;    /* NULL: new run; "auto": newest checkpoint if any; or a checkpoint folder */
@@ -55,6 +57,8 @@ struct dfcl_train_progress {
     double seconds;         /* of training, this process */
     double images_per_second;
     int64_t skipped;        /* steps skipped for non-finite numbers */
+    int64_t spikes, spike_step; /* losses far above the recent ones; the last of them */
+    double spike_z;         /* of that one */
     int checkpointed;       /* 1: this step wrote a checkpoint */
     int64_t val_step, best_step; /* steps done at the last held-out loss of this process, at the lowest of the run; 0: none */
     double val_loss, best_loss;
@@ -82,7 +86,8 @@ DFCL_API const struct dfcl_train_summary *dfcl_trainer_summary(const dfcl_traine
 /* Text of the memory plan, several lines. Valid while the trainer lives. */
 DFCL_API const char *dfcl_trainer_plan(const dfcl_trainer *trainer);
 /* One optimizer step; writes what falls due (metrics, checkpoint, grid; delta-best.safetensors when the held-out loss is the lowest yet). *done = 1 after the last one. A step with
- * non-finite numbers is skipped and counted; twenty in a row are DFCL_NONFINITE. */
+ * non-finite numbers is skipped and counted, and a warning names the first layer and tensor that had one; max_skipped in a row are DFCL_NONFINITE. While steps are
+ * skipped no checkpoint is written, so the last one is from before. */
 DFCL_API dfcl_status dfcl_trainer_step(dfcl_trainer *trainer, struct dfcl_train_progress *progress, int *done, dfcl_error *err);
 /* Writes a checkpoint now (for an interrupt). */
 DFCL_API dfcl_status dfcl_trainer_save(dfcl_trainer *trainer, dfcl_error *err);

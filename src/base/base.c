@@ -1,7 +1,9 @@
+#define _GNU_SOURCE
 #include "base/base.h"
 #include "base/json.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,6 +109,22 @@ static void default_free(void *user, void *ptr) {
     free(ptr);
 }
 
+/* Those that this process may run on; all that are online where that cannot be told. */
+static int allowed_processors(void) {
+#ifdef __linux__
+    for (int bits = 1024; bits <= 1 << 20; bits *= 2) { /* the kernel refuses a set smaller than its own */
+        size_t size = CPU_ALLOC_SIZE((size_t)bits);
+        cpu_set_t *set = CPU_ALLOC((size_t)bits);
+        int n = set && sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : 0;
+        CPU_FREE(set);
+        if (n > 0)
+            return n;
+    }
+#endif
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+}
+
 dfcl_status dfcl_context_create(dfcl_context **out, const struct dfcl_context_params *params, dfcl_error *err) {
     *out = NULL;
     struct dfcl_context_params p = {0};
@@ -123,10 +141,8 @@ dfcl_status dfcl_context_create(dfcl_context **out, const struct dfcl_context_pa
         return dfcl_fail(err, DFCL_NOMEM, "context: out of memory");
     memset(ctx, 0, sizeof *ctx);
     ctx->p = p;
-    if (ctx->p.threads <= 0) {
-        long n = sysconf(_SC_NPROCESSORS_ONLN);
-        ctx->p.threads = n > 0 ? (int)n : 1;
-    }
+    if (ctx->p.threads <= 0)
+        ctx->p.threads = allowed_processors();
     bool want_cache = p.cache_dir && p.cache_dir[0], want_probe = p.probe_program && p.probe_program[0];
     ctx->cache_dir = want_cache ? dfcl_strdup(ctx, p.cache_dir, err) : NULL;
     ctx->probe_program = want_probe ? dfcl_strdup(ctx, p.probe_program, err) : NULL;

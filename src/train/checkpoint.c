@@ -74,6 +74,10 @@ static dfcl_status write_state(const struct dfcl_run_dir *run, const char *path,
     add_double(o, "sum_mse", st->sum_mse);
     add_double(o, "sum_vb", st->sum_vb);
     cJSON_AddNumberToObject(o, "recent_count", (double)st->recent_count);
+    cJSON_AddNumberToObject(o, "spikes", (double)st->spikes);
+    cJSON_AddNumberToObject(o, "spike_step", (double)st->spike_step);
+    add_double(o, "spike_z", st->spike_z);
+    add_double(o, "line_z", st->line_z);
     if (st->best_step >= 0) {
         cJSON_AddNumberToObject(o, "best_step", (double)st->best_step);
         add_double(o, "best_loss", st->best_loss);
@@ -117,6 +121,10 @@ dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const cha
               get_double(dfcl_json_get(o, "sum_loss"), &st->sum_loss) && get_double(dfcl_json_get(o, "sum_mse"), &st->sum_mse) &&
               get_double(dfcl_json_get(o, "sum_vb"), &st->sum_vb) && cJSON_IsArray(recent) &&
               cJSON_GetArraySize(recent) == (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
+    if (ok && dfcl_json_get(o, "spikes")) /* not in the first of these files */
+        ok = dfcl_json_int(dfcl_json_get(o, "spikes"), 0, st->step, &st->spikes) &&
+             dfcl_json_int(dfcl_json_get(o, "spike_step"), 0, st->step, &st->spike_step) && get_double(dfcl_json_get(o, "spike_z"), &st->spike_z) &&
+             get_double(dfcl_json_get(o, "line_z"), &st->line_z);
     if (ok && dfcl_json_get(o, "best_step"))
         ok = dfcl_json_int(dfcl_json_get(o, "best_step"), 0, st->step, &st->best_step) && get_double(dfcl_json_get(o, "best_loss"), &st->best_loss);
     int n = 0;

@@ -4,6 +4,8 @@
 #ifndef DFCL_TRAIN_CHECKPOINT_H
 #define DFCL_TRAIN_CHECKPOINT_H
 
+#include <math.h>
+
 #include "train/run_dir.h"
 #include "train/step.h"
 
@@ -19,6 +21,9 @@ struct dfcl_train_state {
     /* the last losses, a ring: recent_count grows without end, the newest is at (recent_count - 1) mod DFCL_RECENT */
     double recent[DFCL_RECENT];
     int64_t recent_count;
+    /* losses far above the recent ones: how many, the last of them, and the largest z-score since the last line (NAN: none) */
+    int64_t spikes, spike_step;
+    double spike_z, line_z;
     /* the lowest loss on held-out samples so far, and after how many steps; -1: none yet */
     int64_t best_step;
     double best_loss;
@@ -26,7 +31,7 @@ struct dfcl_train_state {
 };
 
 /* Of a run that begins. */
-#define DFCL_TRAIN_STATE_NEW ((struct dfcl_train_state){.best_step = -1})
+#define DFCL_TRAIN_STATE_NEW ((struct dfcl_train_state){.best_step = -1, .line_z = NAN})
 
 /* Writes both files into `dir` (an existing folder); bytes are on disk when it returns. `layout` names the trained set, `config` is the run's
  * configuration (train/config.h). */

@@ -43,6 +43,7 @@ static dfcl_status check(struct dfcl_train_config *c, dfcl_error *err) {
         {"EMA decay", p->ema_decay, 0, 1},          {"label dropout", p->label_dropout, 0, 1},
         {"val fraction", p->val_fraction, 0, 0.9},  {"keep", p->keep, 1, 1e9},                  {"checkpoint every", (double)p->checkpoint_every, 0, big},
         {"sample every", (double)p->sample_every, 0, big}, {"log every", (double)p->log_every, 1, big},
+        {"max skipped", p->max_skipped, 1, 1e9},    {"spike z", p->spike_z, -1e30, 1e30},
     };
     for (size_t i = 0; i < DFCL_COUNT(ranges); i++) {
         dfcl_status s = in_range(ranges[i].name, ranges[i].v, ranges[i].lo, ranges[i].hi, err);
@@ -98,6 +99,8 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
     DEFAULT(ema_decay, 0.9999);
     DEFAULT(keep, 2);
     DEFAULT(log_every, 10);
+    DEFAULT(max_skipped, 20);
+    DEFAULT(spike_z, 6.0);
     p->label_dropout = p->label_dropout == 0 ? 0.1 : p->label_dropout < 0 ? 0.0 : p->label_dropout;
 #undef DEFAULT
     s = check(c, err);

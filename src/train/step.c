@@ -422,26 +422,9 @@ void dfcl_step_tensors(const struct dfcl_stepper *st, struct dfcl_ref *xt, struc
     *dout = st->b.dout;
 }
 
-dfcl_status dfcl_step_first_bad(struct dfcl_stepper *st, const char **name, dfcl_error *err) {
-    int count;
-    const struct dfcl_param *p = dfcl_dit_params(st->dit, &count);
-    *name = NULL;
-    for (int i = 0; i < count && !*name; i++) {
-        if (!p[i].trained)
-            continue;
-        float *g = dfcl_calloc(st->ctx, (size_t)p[i].count, sizeof *g, err);
-        if (!g)
-            return DFCL_NOMEM;
-        dfcl_status s = dfcl_read(st->dev, g, dfcl_ref_at(st->grads, (uint64_t)p[i].trained_off * sizeof *g),
-                                  (uint64_t)p[i].count * sizeof *g, err);
-        for (int64_t k = 0; !s && k < p[i].count && !*name; k++)
-            if (!isfinite(g[k]))
-                *name = p[i].name;
-        dfcl_free(st->ctx, g);
-        if (s)
-            return s;
-    }
-    return DFCL_OK;
+dfcl_status dfcl_step_forward(struct dfcl_stepper *st, const struct dfcl_step_batch *batch, int first, dfcl_error *err) {
+    struct dfcl_dit_batch db;
+    return forward(st, batch, first, st->micro, DFCL_STREAM_NOISE, false, &db, err);
 }
 
 dfcl_status dfcl_stepper_swap_ema(struct dfcl_stepper *st, dfcl_error *err) {

@@ -70,9 +70,8 @@ void dfcl_step_losses(const struct dfcl_stepper *st, const float **mse, const fl
 /* Of the last pass (the whole batch when micro = batch), on the device: x_t [micro,C,S,S], the network's output and its gradient
  * [micro,2C,S,S]. */
 void dfcl_step_tensors(const struct dfcl_stepper *st, struct dfcl_ref *xt, struct dfcl_ref *out, struct dfcl_ref *dout);
-/* After a step that was not finite: the first trained parameter, in the model's order, whose gradient is not. NULL: none (the loss is the
- * culprit). */
-dfcl_status dfcl_step_first_bad(struct dfcl_stepper *st, const char **name, dfcl_error *err);
+/* Forward of the samples first .. first + micro of the batch that was stepped last, again, nothing kept: for a tap (models/dit.h). */
+dfcl_status dfcl_step_forward(struct dfcl_stepper *st, const struct dfcl_step_batch *batch, int first, dfcl_error *err);
 
 /* Flat arrays of `count` f32 values at the parameters' trained_off. */
 enum dfcl_step_array { DFCL_STEP_VALUES, DFCL_STEP_GRADS, DFCL_STEP_EMA, DFCL_STEP_M, DFCL_STEP_V };

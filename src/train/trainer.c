@@ -16,11 +16,12 @@
 #include "train/preview.h"
 #include "train/run_dir.h"
 #include "train/step.h"
+#include "train/trace.h"
 #include "train/validate.h"
 
 #include <difffit-cl/train.h>
 
-#define MAX_STREAK 20 /* skipped steps in a row that end the run */
+#define LEAST_RECENT 20 /* losses that a z-score is taken from, at least */
 
 struct dfcl_trainer {
     const dfcl_context *ctx;
@@ -284,22 +285,59 @@ static dfcl_status make_batch(dfcl_trainer *t, uint64_t first, dfcl_error *err) 
     return s;
 }
 
-static dfcl_status note_skipped(dfcl_trainer *t, const struct dfcl_step_result *r, dfcl_error *err) {
-    const char *bad;
-    dfcl_status s = dfcl_step_first_bad(t->st, &bad, err);
+/* The newest checkpoint from before the streak, as a clause. */
+static void describe_last(const dfcl_trainer *t, char *buf, size_t size) {
+    int64_t *steps = NULL, last = -1;
+    size_t count = 0;
+    if (!dfcl_run_dir_checkpoints(&t->run, &steps, &count, NULL))
+        for (size_t i = 0; i < count; i++)
+            if (steps[i] <= t->state.step - t->state.streak)
+                last = steps[i];
+    dfcl_free(t->ctx, steps);
+    if (last < 0)
+        snprintf(buf, size, "no checkpoint was written");
+    else
+        snprintf(buf, size, "the last good checkpoint is %s/checkpoints/step-%" PRId64, t->run.path, last);
+}
+
+static dfcl_status note_skipped(dfcl_trainer *t, const struct dfcl_step_batch *b, const struct dfcl_step_result *r, dfcl_error *err) {
+    char where[DFCL_TRACE_MAX], last[400];
+    dfcl_status s = dfcl_trace_non_finite(t->st, dfcl_model_dit(t->model), b, t->cfg.p.batch, where, err);
     if (s)
         return s;
     t->state.skipped++;
     t->state.streak++;
-    dfcl_log(t->ctx, DFCL_LOG_WARN, "step %" PRId64 " skipped: loss %g, first gradient that is not finite: %s", t->state.step, r->loss,
-             bad ? bad : "none");
-    if (t->state.streak >= MAX_STREAK)
-        return dfcl_fail(err, DFCL_NONFINITE, "training: %d steps in a row gave non-finite numbers (loss %g, first bad gradient: %s); a lower "
-                         "learning rate or clipping may help", t->state.streak, r->loss, bad ? bad : "none");
-    return DFCL_OK;
+    dfcl_log(t->ctx, DFCL_LOG_WARN, "step %" PRId64 " skipped: loss %g, gradient norm %g; first non-finite value: %s", t->state.step, r->loss,
+             r->grad_norm, where);
+    if (t->state.streak < t->cfg.p.max_skipped)
+        return DFCL_OK;
+    describe_last(t, last, sizeof last);
+    return dfcl_fail(err, DFCL_NONFINITE, "training: %d steps in a row gave non-finite numbers (first in the last one: %s); %s; a lower learning rate or "
+                     "clipping may help", t->state.streak, where, last);
 }
 
-static void note_losses(struct dfcl_train_state *st, const struct dfcl_step_result *r) {
+/* Standard deviations above the mean of the recent losses; NAN where there are too few, or all are the same. */
+static double z_score(const struct dfcl_train_state *st, double loss) {
+    int n = (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
+    double mean = 0.0, var = 0.0;
+    if (n < LEAST_RECENT)
+        return NAN;
+    for (int i = 0; i < n; i++)
+        mean += st->recent[i] / n;
+    for (int i = 0; i < n; i++)
+        var += (st->recent[i] - mean) * (st->recent[i] - mean) / (n - 1);
+    return var > 0.0 ? (loss - mean) / sqrt(var) : NAN;
+}
+
+static void note_losses(struct dfcl_train_state *st, const struct dfcl_step_result *r, double spike_z) {
+    double z = z_score(st, r->loss);
+    if (!(st->line_z >= z)) /* also when there is none yet */
+        st->line_z = z;
+    if (spike_z > 0.0 && z > spike_z) {
+        st->spikes++;
+        st->spike_step = st->step;
+        st->spike_z = z;
+    }
     st->streak = 0;
     st->sum_steps++;
     st->sum_loss += r->loss;
@@ -330,6 +368,8 @@ static dfcl_status write_line(dfcl_trainer *t, const struct dfcl_step_result *r,
     cJSON_AddNumberToObject(o, "grad_norm", r->grad_norm);
     cJSON_AddNumberToObject(o, "lr", lr);
     cJSON_AddNumberToObject(o, "skipped", (double)st->skipped);
+    cJSON_AddNumberToObject(o, "z", st->line_z);
+    cJSON_AddNumberToObject(o, "spikes", (double)st->spikes);
     bool val = t->val_step == st->step;
     if (val) {
         cJSON_AddNumberToObject(o, "val_loss", t->val.loss);
@@ -349,6 +389,7 @@ static dfcl_status write_line(dfcl_trainer *t, const struct dfcl_step_result *r,
         s = dfcl_events_flush(&t->run.events, err);
     st->sum_steps = 0;
     st->sum_loss = st->sum_mse = st->sum_vb = 0.0;
+    st->line_z = NAN;
     t->line_time = dfcl_now();
     t->line_step = st->step;
     return s;
@@ -363,8 +404,8 @@ dfcl_status dfcl_trainer_save(dfcl_trainer *t, dfcl_error *err) {
         s = dfcl_run_dir_checkpoint_begin(&t->run, &tmp, err);
     if (!s)
         s = dfcl_checkpoint_write(t->ctx, &t->run, tmp, t->dev, t->st, t->layout, &t->state, t->config, err);
-    if (!s)
-        s = dfcl_run_dir_checkpoint_commit(&t->run, &tmp, t->state.step, t->cfg.p.keep,
+    if (!s) /* one that is asked for while steps are skipped does not push out a good one */
+        s = dfcl_run_dir_checkpoint_commit(&t->run, &tmp, t->state.step, t->cfg.p.keep + (t->state.streak > 0),
                                            t->cfg.p.no_keep_best ? -1 : t->state.best_step, err);
     dfcl_run_dir_checkpoint_drop(&t->run, &tmp);
     if (!s)
@@ -374,6 +415,12 @@ dfcl_status dfcl_trainer_save(dfcl_trainer *t, dfcl_error *err) {
 
 static bool due(int64_t every, int64_t step) {
     return every > 0 && step % every == 0;
+}
+
+/* Checkpoints wait for the end of a streak of skipped steps, whose cause may lie in the values: `skipped` steps came before this one. */
+static bool checkpoint_due(const dfcl_trainer *t, int skipped) {
+    int64_t every = t->cfg.p.checkpoint_every, step = t->state.step;
+    return every > 0 && !t->state.streak && step / every > (step - 1 - skipped) / every;
 }
 
 static dfcl_status write_final(dfcl_trainer *t, const char *which, const char *values, struct dfcl_ref ref, dfcl_error *err);
@@ -396,10 +443,11 @@ static dfcl_status validate(dfcl_trainer *t, dfcl_error *err) {
 }
 
 /* What falls due after a step. All that it leaves is there before its checkpoint: a run that is killed in between does it again. */
-static dfcl_status after_step(dfcl_trainer *t, const struct dfcl_step_result *r, double lr, bool last, struct dfcl_train_progress *g, dfcl_error *err) {
+static dfcl_status after_step(dfcl_trainer *t, const struct dfcl_step_result *r, double lr, int skipped, bool last, struct dfcl_train_progress *g,
+                              dfcl_error *err) {
     const struct dfcl_train_params *p = &t->cfg.p;
     const int64_t step = t->state.step;
-    bool checkpoint = due(p->checkpoint_every, step) || last, val = checkpoint && dfcl_dataset_held_out_count(t->data) > 0;
+    bool checkpoint = checkpoint_due(t, skipped) || last, val = checkpoint && dfcl_dataset_held_out_count(t->data) > 0;
     double begin = dfcl_now();
     dfcl_status s = val ? validate(t, err) : DFCL_OK;
     t->line_time += dfcl_now() - begin;
@@ -422,7 +470,11 @@ static dfcl_status after_step(dfcl_trainer *t, const struct dfcl_step_result *r,
     return s;
 }
 
-static void show_validation(const dfcl_trainer *t, struct dfcl_train_progress *g) {
+static void show_state(const dfcl_trainer *t, struct dfcl_train_progress *g) {
+    g->skipped = t->state.skipped;
+    g->spikes = t->state.spikes;
+    g->spike_step = t->state.spike_step;
+    g->spike_z = t->state.spike_z;
     g->val_step = t->val_step;
     g->val_loss = t->val.loss;
     g->best_step = DFCL_MAX(t->state.best_step, 0);
@@ -432,9 +484,9 @@ static void show_validation(const dfcl_trainer *t, struct dfcl_train_progress *g
 dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progress, int *done, dfcl_error *err) {
     const struct dfcl_train_params *p = &t->cfg.p;
     struct dfcl_train_state *st = &t->state;
-    struct dfcl_train_progress g = {.step = st->step, .steps = p->steps, .skipped = st->skipped, .loss_mean = recent_mean(st)};
+    struct dfcl_train_progress g = {.step = st->step, .steps = p->steps, .loss_mean = recent_mean(st)};
     *done = st->step >= p->steps;
-    show_validation(t, &g);
+    show_state(t, &g);
     if (*done) {
         if (progress)
             *progress = g;
@@ -453,14 +505,15 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     s = dfcl_train_step(t->st, &b, &h, &r, err);
     if (s)
         return s;
+    int skipped = st->streak;
     st->step++;
     if (r.finite)
-        note_losses(st, &r);
+        note_losses(st, &r, p->spike_z);
     else
-        s = note_skipped(t, &r, err);
+        s = note_skipped(t, &b, &r, err);
     *done = st->step >= p->steps;
     if (!s)
-        s = after_step(t, &r, lr, *done, &g, err);
+        s = after_step(t, &r, lr, skipped, *done, &g, err);
     g.step = st->step;
     g.loss = r.loss;
     g.mse = r.mse;
@@ -468,8 +521,7 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     g.loss_mean = recent_mean(st);
     g.grad_norm = r.grad_norm;
     g.lr = lr;
-    g.skipped = st->skipped;
-    show_validation(t, &g);
+    show_state(t, &g);
     g.seconds = dfcl_now() - t->began;
     double spent = g.seconds - t->paused;
     g.images_per_second = spent > 0.0 ? (double)(st->step - t->summary.start_step) * p->batch / spent : 0.0;

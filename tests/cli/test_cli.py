@@ -483,6 +483,22 @@ def test_not_finite():
     assert not [f for f in os.listdir(T) if f in ("nan-run", "nan.png") or f.startswith("nan.safetensors")]
 
 
+def test_diverging():
+    """Training that leaves the finite numbers: skipped steps are named and counted, then the run ends with code 5 and its last good checkpoint."""
+    base, images = make_base("vbase.safetensors"), make_images("vimages")
+    _, err = small_train("v-run", base, images, "--method", "full", "--lr", "10", "--clip", "1e9", "--checkpoint-every", 1, "--keep", 1, "--max-skipped", 3, code=5,
+                         steps=100)
+    skipped = re.findall(r"warning: step (\d+) skipped: .*first non-finite value: (.+)", err)
+    assert len(skipped) >= 3 and all(where for _, where in skipped), err
+    first = int(skipped[-3][0])
+    assert f"the last good checkpoint is {path('v-run')}/checkpoints/step-{first - 1};" in err, err
+    assert os.listdir(path("v-run/checkpoints")) == [f"step-{first - 1}"]
+    log = [json.loads(x) for x in open(path("v-run/metrics.jsonl"))]
+    assert log[-1]["skipped"] == len(skipped) - 1 and log[-1]["loss"] is None, log[-1]  # the line of the last step is not written
+    assert "z" in log[-1] and "spikes" in log[-1]
+    assert not os.path.exists(path("v-run/delta.safetensors"))
+
+
 def test_weights():
     """Frozen matrices in 16 bits and read in place: close to f32, recorded, and one delta for all of them."""
     base, images = make_base("wbase.safetensors"), make_images("wimages")

@@ -12,6 +12,7 @@
 
 #include "base/philox.h"
 #include "train/step.h"
+#include "train/trace.h"
 
 enum { BATCH = 6, C = 1, S = 4, N = C * S * S, T = 20 };
 
@@ -221,15 +222,13 @@ static void non_finite_changes_nothing(void **state) {
     struct dfcl_stepper_options opt = {.batch = BATCH, .table = table, .timesteps = T};
     struct dfcl_step_result r;
     struct data d;
-    const char *bad = NULL;
+    char where[DFCL_TRACE_MAX];
     make_data(&d, 0);
     struct dfcl_step_batch b = {.x0 = d.x0, .noise = d.noise, .t = d.t, .rows = d.rows};
     assert_int_equal(dfcl_stepper_create(&st, dit, &opt, NULL), DFCL_OK);
     assert_int_equal(dfcl_stepper_micro(st), BATCH);
     assert_int_equal(dfcl_train_step(st, &b, &hyper, &r, NULL), DFCL_OK);
     assert_true(r.finite);
-    assert_int_equal(dfcl_step_first_bad(st, &bad, NULL), DFCL_OK);
-    assert_null(bad);
     static const enum dfcl_step_array arrays[] = {DFCL_STEP_VALUES, DFCL_STEP_EMA, DFCL_STEP_M, DFCL_STEP_V};
     float *before[4];
     for (int i = 0; i < 4; i++)
@@ -237,8 +236,8 @@ static void non_finite_changes_nothing(void **state) {
     d.x0[N + 3] = NAN;
     assert_int_equal(dfcl_train_step(st, &b, &hyper, &r, NULL), DFCL_OK);
     assert_false(r.finite);
-    assert_int_equal(dfcl_step_first_bad(st, &bad, NULL), DFCL_OK);
-    assert_string_equal(bad, "x_embedder.proj.bias");
+    assert_int_equal(dfcl_trace_non_finite(st, dit, &b, BATCH, where, NULL), DFCL_OK);
+    assert_string_equal(where, "noised input, sample 1: nan");
     for (int i = 0; i < 4; i++) {
         float *after = read_array(st, arrays[i]);
         assert_memory_equal(before[i], after, (size_t)dfcl_stepper_count(st) * sizeof(float));
@@ -306,6 +305,95 @@ static void passes_of_a_processor(void **state) {
     dfcl_dit_destroy(&dit);
 }
 
+/* Multiplies a parameter's values; the first one at most. */
+static void scale(struct dfcl_dit *dit, const char *name, float by, bool only_first) {
+    struct dfcl_param *p = dfcl_dit_param(dit, name);
+    float *v = malloc((size_t)p->count * sizeof *v);
+    assert_int_equal(dfcl_dit_get(dit, p, 0, v, NULL), DFCL_OK);
+    for (int64_t k = 0; k < (only_first ? 1 : p->count); k++)
+        v[k] *= by;
+    assert_int_equal(dfcl_dit_set(dit, p, 0, v, NULL), DFCL_OK);
+    free(v);
+}
+
+/* The first layer and tensor are named wherever the numbers stop being finite. */
+static void non_finite_is_traced(void **state) {
+    (void)state;
+    static const struct {
+        struct {
+            const char *param;
+            float by;
+        } huge[2];
+        const char *says;
+        enum dfcl_recompute recompute;
+        int micro;
+    } cases[] = {
+        {{{"t_embedder.mlp.0.weight", 1e25f}, {"t_embedder.mlp.2.weight", 1e25f}}, "layer t_embedder, tensor t_emb, sample 0: ", DFCL_RECOMPUTE_NONE, 0},
+        {{{"blocks.1.attn.qkv.weight", 3e38f}, {"blocks.1.adaLN_modulation.1.bias", 1e3f}}, "layer blocks.1.attn.qkv, tensor block1.qkv, sample 0: ",
+         DFCL_RECOMPUTE_CHEAP, 2},
+        {{{"blocks.0.attn.proj.weight", 3e38f}, {"blocks.0.attn.qkv.bias", 1e3f}}, "layer blocks.0.attn.proj, tensor block0.attn_proj, sample 0: ",
+         DFCL_RECOMPUTE_BLOCK, 3},
+        {{{"blocks.1.mlp.fc1.weight", 3e38f}, {"blocks.1.adaLN_modulation.1.bias", 1e3f}}, "layer blocks.1.mlp, tensor block1.mlp_out, sample 0: ",
+         DFCL_RECOMPUTE_BLOCK, 0},
+        {{{"blocks.1.adaLN_modulation.1.weight", 3e38f}, {"t_embedder.mlp.2.bias", 1e3f}},
+         "layer blocks.1.adaLN_modulation, tensor block1.adaLN, sample 0: ", DFCL_RECOMPUTE_NONE, 0},
+        {{{"final_layer.linear.weight", 3e38f}, {"final_layer.adaLN_modulation.1.bias", 1e3f}}, "layer final_layer.linear, tensor final_linear, sample 0: ",
+         DFCL_RECOMPUTE_NONE, 0},
+        {{{"final_layer.linear.weight", 1e25f}}, "squared error of sample 0: inf", DFCL_RECOMPUTE_NONE, 0},
+        {{{"blocks.0.mlp.fc2.bias", INFINITY}}, "parameter blocks.0.mlp.fc2.bias: ", DFCL_RECOMPUTE_NONE, 0},
+    };
+    for (size_t i = 0; i < DFCL_COUNT(cases); i++) {
+        struct dfcl_dit *dit = make_model(false);
+        struct dfcl_stepper *st;
+        struct dfcl_stepper_options opt = {.batch = BATCH, .micro = cases[i].micro, .recompute = cases[i].recompute, .table = table, .timesteps = T};
+        struct dfcl_step_result r, again;
+        struct data d;
+        char where[DFCL_TRACE_MAX];
+        dfcl_error e = {0};
+        make_data(&d, 0);
+        struct dfcl_step_batch b = {.x0 = d.x0, .noise = d.noise, .t = d.t, .rows = d.rows};
+        for (int k = 0; k < 2 && cases[i].huge[k].param; k++)
+            scale(dit, cases[i].huge[k].param, cases[i].huge[k].by, isinf(cases[i].huge[k].by));
+        assert_int_equal(dfcl_stepper_create(&st, dit, &opt, NULL), DFCL_OK);
+        assert_int_equal(dfcl_train_step(st, &b, &hyper, &r, NULL), DFCL_OK);
+        if (r.finite)
+            fail_msg("%s", cases[i].says);
+        if (dfcl_trace_non_finite(st, dit, &b, BATCH, where, &e))
+            fail_msg("%s", e.msg);
+        if (strncmp(where, cases[i].says, strlen(cases[i].says)))
+            fail_msg("%s: expected %s, found %s", cases[i].huge[0].param, cases[i].says, where);
+        /* searching leaves a stepper that works as before */
+        assert_int_equal(dfcl_train_step(st, &b, &hyper, &again, &e), DFCL_OK);
+        assert_false(again.finite);
+        dfcl_stepper_destroy(&st);
+        dfcl_dit_destroy(&dit);
+    }
+    /* only the gradient: backward reaches the last parameter first */
+    struct dfcl_dit *dit = make_model(false);
+    struct dfcl_stepper *st;
+    struct dfcl_stepper_options opt = {.batch = BATCH, .table = table, .timesteps = T};
+    struct data d;
+    char where[DFCL_TRACE_MAX];
+    struct dfcl_step_result r;
+    make_data(&d, 0);
+    struct dfcl_step_batch b = {.x0 = d.x0, .noise = d.noise, .t = d.t, .rows = d.rows};
+    assert_int_equal(dfcl_stepper_create(&st, dit, &opt, NULL), DFCL_OK);
+    assert_int_equal(dfcl_train_step(st, &b, &hyper, &r, NULL), DFCL_OK);
+    assert_true(r.finite);
+    assert_int_equal(dfcl_trace_non_finite(st, dit, &b, BATCH, where, NULL), DFCL_OK);
+    assert_string_equal(where, "the gradient's norm, of finite gradients");
+    static const char *const bad[] = {"blocks.0.attn.qkv.bias", "blocks.1.mlp.fc1.bias"};
+    for (int i = 0; i < 2; i++) {
+        const float inf = INFINITY;
+        uint64_t at = (uint64_t)dfcl_dit_param(dit, bad[i])->trained_off * sizeof inf;
+        assert_int_equal(dfcl_write(dev, dfcl_ref_at(dfcl_stepper_array(st, DFCL_STEP_GRADS), at), &inf, sizeof inf, NULL), DFCL_OK);
+    }
+    assert_int_equal(dfcl_trace_non_finite(st, dit, &b, BATCH, where, NULL), DFCL_OK);
+    assert_string_equal(where, "gradient of blocks.1.mlp.fc1.bias: inf");
+    dfcl_stepper_destroy(&st);
+    dfcl_dit_destroy(&dit);
+}
+
 int main(void) {
     dfcl_context *probe_ctx = NULL;
     dfcl_device *probe = NULL;
@@ -317,7 +405,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(passes_add_up),
         cmocka_unit_test(update_rules),
-        cmocka_unit_test(non_finite_changes_nothing),
+        cmocka_unit_test(non_finite_changes_nothing), cmocka_unit_test(non_finite_is_traced),
         cmocka_unit_test(micro_follows_memory),
         cmocka_unit_test(passes_of_a_processor),
     };

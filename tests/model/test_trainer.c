@@ -421,7 +421,187 @@ static void non_finite(void **state) {
     assert_int_equal(g.skipped, 20);
     assert_int_equal(warnings, 20);
     assert_true(steps >= 21 && steps < 30);
+    assert_non_null(strstr(e.msg, "20 steps in a row"));
+    assert_non_null(strstr(e.msg, "no checkpoint was written"));
     dfcl_trainer_destroy(&t);
+
+    /* the checkpoints that fall due in between do not push out the last good one */
+    p = params("wild-kept");
+    p.lr = 1e6;
+    p.method = "full";
+    p.steps = 100;
+    p.checkpoint_every = 1;
+    p.keep = 1;
+    p.max_skipped = 4;
+    assert_int_equal(dfcl_trainer_create(&t, dev, &p, NULL), DFCL_OK);
+    for (steps = done = 0, s = DFCL_OK; !s && !done; steps++)
+        s = dfcl_trainer_step(t, &g, &done, &e);
+    assert_int_equal(s, DFCL_NONFINITE);
+    assert_int_equal(dfcl_trainer_save(t, NULL), DFCL_OK); /* as an interrupt would */
+    dfcl_trainer_destroy(&t);
+    char last[64];
+    snprintf(last, sizeof last, "wild-kept/checkpoints/step-%d", steps - 4);
+    assert_non_null(strstr(e.msg, last));
+    if (!strstr(e.msg, "layer ") || !strstr(e.msg, "tensor "))
+        fail_msg("%s", e.msg);
+    assert_int_equal(dfcl_path_kind(at("%s", last)), DFCL_PATH_DIR);
+    assert_int_equal(dfcl_path_kind(at("wild-kept/checkpoints/step-%d", steps)), DFCL_PATH_DIR);
+}
+
+static void npy(const char *path, const char *descr, const char *shape, const void *data, size_t bytes) {
+    char head[118];
+    unsigned char file[4096] = "\x93NUMPY\x01";
+    int n = snprintf(head, sizeof head, "{'descr': '%s', 'fortran_order': False, 'shape': %s, }", descr, shape);
+    file[8] = 118;
+    memset(file + 10, ' ', 118);
+    memcpy(file + 10, head, (size_t)n);
+    file[127] = '\n';
+    memcpy(file + 128, data, bytes);
+    assert_int_equal(dfcl_file_write(ctx, path, file, 128 + bytes, NULL), DFCL_OK);
+}
+
+/* A run on latents of which one is `value` throughout. */
+static struct dfcl_train_params odd_latent(const char *run, const char *folder, float value) {
+    struct dfcl_train_params p = params(run);
+    struct dfcl_init_params init = {.shape = {.depth = 2, .hidden = 32, .heads = 2, .patch = 2, .input = 4, .channels = 4, .classes = 2},
+                                    .seed = 3, .scale = 0.1f, .dtype = "f32"};
+    snprintf(base_path, sizeof base_path, "%s", at("latent-base.safetensors"));
+    assert_int_equal(dfcl_model_init(ctx, &init, base_path, NULL), DFCL_OK);
+    snprintf(data_path, sizeof data_path, "%s", at("%s", folder));
+    assert_int_equal(dfcl_mkdirs(ctx, at("%s/x_features", folder), NULL), DFCL_OK);
+    assert_int_equal(dfcl_mkdirs(ctx, at("%s/x_labels", folder), NULL), DFCL_OK);
+    for (int i = 0; i < 23; i++) {
+        float x[64];
+        int64_t label = i % 2;
+        for (int k = 0; k < 64; k++)
+            x[k] = i == 7 ? value : (float)sin(i + 0.37 * k);
+        npy(at("%s/x_features/%d.npy", folder, i), "<f4", "(4, 4, 4)", x, sizeof x);
+        npy(at("%s/x_labels/%d.npy", folder, i), "<i8", "(1,)", &label, sizeof label);
+    }
+    p.lr = 1e-3;
+    p.batch = 2;
+    return p;
+}
+
+/* Now and then a step is skipped: what falls due there waits, nothing else changes, and a broken run does the same. */
+static void skipped_in_passing(void **state) {
+    (void)state;
+    struct dfcl_train_params p = odd_latent("skips", "latents-wild", 3e38f);
+    p.steps = 40;
+    p.checkpoint_every = 1;
+    p.keep = 100;
+    dfcl_trainer *t;
+    struct dfcl_train_progress g;
+    int done = 0, kept = 0, skipped_at[40] = {0};
+    int64_t before = 0;
+    assert_int_equal(dfcl_trainer_create(&t, dev, &p, NULL), DFCL_OK);
+    while (!done) {
+        assert_int_equal(dfcl_trainer_step(t, &g, &done, NULL), DFCL_OK);
+        skipped_at[g.step - 1] = g.skipped > before;
+        before = g.skipped;
+        assert_int_equal(g.checkpointed, !skipped_at[g.step - 1] || done);
+        kept += g.checkpointed;
+    }
+    assert_true(g.skipped >= 1 && g.skipped <= 6);
+    assert_int_equal(dfcl_trainer_finish(t, NULL), DFCL_OK);
+    dfcl_trainer_destroy(&t);
+    int n = 0;
+    for (int i = 1; i <= 40; i++)
+        n += dfcl_path_kind(at("skips/checkpoints/step-%d", i)) == DFCL_PATH_DIR;
+    assert_int_equal(n, kept);
+    /* a checkpoint falls due at the first skipped step; it is taken after the next one */
+    int first = 1;
+    while (!skipped_at[first - 1])
+        first++;
+    char run[256];
+    snprintf(run, sizeof run, "%s", at("skips2"));
+    p.run_dir = run;
+    p.checkpoint_every = first;
+    assert_true(first > 1 && first < 38 && !skipped_at[first]);
+    train(&p, first + 2);
+    assert_int_equal(dfcl_path_kind(at("skips2/checkpoints/step-%d", first)), DFCL_PATH_NONE);
+    assert_int_equal(dfcl_path_kind(at("skips2/checkpoints/step-%d", first + 1)), DFCL_PATH_DIR);
+    p.resume = "auto";
+    train(&p, -1);
+    same_file(at("skips/delta.safetensors"), at("skips2/delta.safetensors"));
+    same_file(at("skips/delta-live.safetensors"), at("skips2/delta-live.safetensors"));
+}
+
+/* A number of the line of a step, NAN for null. */
+static double metric(const char *run, int step, const char *key) {
+    char *text, begin[40];
+    size_t size;
+    snprintf(begin, sizeof begin, "{\"step\":%d,", step);
+    assert_int_equal(dfcl_file_read(ctx, at("%s/metrics.jsonl", run), 1 << 20, &text, &size, NULL), DFCL_OK);
+    const char *line = strstr(text, begin);
+    assert_non_null(line);
+    cJSON *o = cJSON_ParseWithLength(line, strcspn(line, "\n"));
+    const cJSON *v = cJSON_GetObjectItem(o, key);
+    assert_non_null(v);
+    double x = cJSON_IsNull(v) ? (double)NAN : v->valuedouble;
+    cJSON_Delete(o);
+    dfcl_free(ctx, text);
+    return x;
+}
+
+/* z-scores against the formula written out, over more steps than are looked back on. */
+static void spikes_show(void **state) {
+    (void)state;
+    enum { N = 130 };
+    struct dfcl_train_params p = params("spikes");
+    p.steps = N;
+    p.batch = 2;
+    p.lr = 1e-4;
+    p.spike_z = 1.5;
+    dfcl_trainer *t;
+    struct dfcl_train_progress g;
+    int done = 0, count = 0, last = 0;
+    double loss[N], z[N];
+    assert_int_equal(dfcl_trainer_create(&t, dev, &p, NULL), DFCL_OK);
+    while (!done) {
+        assert_int_equal(dfcl_trainer_step(t, &g, &done, NULL), DFCL_OK);
+        int i = (int)g.step - 1, n = DFCL_MIN(i, 100);
+        double mean = 0, var = 0;
+        loss[i] = g.loss;
+        for (int k = i - n; k < i; k++)
+            mean += loss[k] / n;
+        for (int k = i - n; k < i; k++)
+            var += (loss[k] - mean) * (loss[k] - mean);
+        z[i] = n < 20 ? (double)NAN : (loss[i] - mean) / sqrt(var / (n - 1));
+        if (z[i] > 1.5) {
+            count++;
+            last = i + 1;
+        }
+        assert_int_equal(g.spikes, count);
+        assert_int_equal(g.spike_step, last);
+        assert_true(!count || fabs(g.spike_z - z[last - 1]) < 1e-9);
+    }
+    dfcl_trainer_destroy(&t);
+    assert_true(count >= 2 && count < N / 4);
+    for (int i = 0; i < N; i += 7) {
+        double got = metric("spikes", i + 1, "z");
+        assert_true(i < 20 ? isnan(got) : fabs(got - z[i]) < 1e-9);
+    }
+    assert_true(metric("spikes", last, "spikes") == count && metric("spikes", last - 1, "spikes") == count - 1);
+    /* a line of many steps has the largest, also when it was broken off in the middle */
+    char run[256];
+    snprintf(run, sizeof run, "%s", at("spikes2"));
+    p.run_dir = run;
+    p.log_every = 65;
+    p.checkpoint_every = 50;
+    train(&p, 52);
+    p.resume = "auto";
+    train(&p, -1);
+    double most[2] = {-1e9, -1e9};
+    for (int i = 0; i < N; i++)
+        most[i / 65] = fmax(most[i / 65], z[i]);
+    assert_true(fabs(metric("spikes2", 65, "z") - most[0]) < 1e-9 && fabs(metric("spikes2", 130, "z") - most[1]) < 1e-9);
+    assert_true(metric("spikes2", 130, "spikes") == count);
+    snprintf(run, sizeof run, "%s", at("spikes3"));
+    p.spike_z = -1;
+    p.resume = NULL;
+    train(&p, -1);
+    assert_true(metric("spikes3", 130, "spikes") == 0.0);
 }
 
 /* How a run is logged and what it keeps may change at any time. */
@@ -635,7 +815,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(learning_rate), cmocka_unit_test(resume_is_exact), cmocka_unit_test(passes_resume),
         cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted), cmocka_unit_test(other_policies_resume), cmocka_unit_test(held_out_loss),
-        cmocka_unit_test(non_finite),    cmocka_unit_test(previews_leave_no_trace),
+        cmocka_unit_test(non_finite), cmocka_unit_test(skipped_in_passing), cmocka_unit_test(spikes_show),
+           cmocka_unit_test(previews_leave_no_trace),
         cmocka_unit_test(final_files),   cmocka_unit_test(recompute_follows_memory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

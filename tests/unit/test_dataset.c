@@ -1,4 +1,5 @@
 /* data/dataset: pictures and latents in the run's order, cached or read ahead; errors name the file. */
+#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -184,6 +186,38 @@ static void held_out(void **state) {
     assert_non_null(strstr(e.msg, "0.05"));
 }
 
+#ifdef __linux__
+/* How many threads of this process have this nice value. */
+static int threads_at(int nice_value) {
+    int count = 0;
+    DIR *d = opendir("/proc/self/task");
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d)) != NULL;)
+        count += e->d_name[0] != '.' && getpriority(PRIO_PROCESS, (id_t)atoi(e->d_name)) == nice_value;
+    closedir(d);
+    return count;
+}
+#endif
+
+/* Threads that read ahead have a lower priority than those that compute, which keep theirs. */
+static void read_ahead_gives_way(void **state) {
+    (void)state;
+#ifdef __linux__
+    int mine = getpriority(PRIO_PROCESS, 0), theirs = DFCL_MIN(mine + 10, 19);
+    if (theirs == mine)
+        skip();
+    int others = threads_at(mine), low = threads_at(theirs);
+    struct dfcl_dataset *ds = open_set(at("pics"), false, 16, DFCL_OK, NULL);
+    for (int tries = 0; tries < 1000 && threads_at(theirs) != low + 3; tries++)
+        usleep(10000); /* they say so when they start */
+    assert_int_equal(threads_at(theirs), low + 3);
+    assert_int_equal(threads_at(mine), others);
+    dfcl_dataset_close(&ds);
+#else
+    skip();
+#endif
+}
+
 static void fingerprint_follows_content(void **state) {
     (void)state;
     char first[65];
@@ -301,6 +335,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(pictures_cached_and_read_ahead, setup, teardown),
         cmocka_unit_test_setup_teardown(held_out, setup, teardown),
+        cmocka_unit_test_setup_teardown(read_ahead_gives_way, setup, teardown),
         cmocka_unit_test_setup_teardown(fingerprint_follows_content, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_pictures, setup, teardown),
         cmocka_unit_test_setup_teardown(decoding, setup, teardown),

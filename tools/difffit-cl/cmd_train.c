@@ -10,13 +10,15 @@ static void describe_progress(const struct dfcl_train_progress *g, char *buf, si
     if (g->val_step)
         n += (size_t)snprintf(buf, size, "  held out %.4f (best %.4f, step %lld)", g->val_loss, g->best_loss, (long long)g->best_step);
     if (g->skipped && n < size)
-        snprintf(buf + n, size - n, "  skipped %lld", (long long)g->skipped);
+        n += (size_t)snprintf(buf + n, size - n, "  skipped %lld", (long long)g->skipped);
+    if (g->spikes && n < size)
+        snprintf(buf + n, size - n, "  loss spikes %lld (step %lld: z %.1f)", (long long)g->spikes, (long long)g->spike_step, g->spike_z);
 }
 
 int cmd_train(struct cli *c, int argc, char **argv) {
-    /* Zero means "the default" to the library; these four may be asked to be zero. */
+    /* Zero means "the default" to the library; these may be asked to be zero. */
     const double unset = -2;
-    struct dfcl_train_params p = {.beta1 = unset, .beta2 = unset, .ema_decay = unset, .label_dropout = unset};
+    struct dfcl_train_params p = {.beta1 = unset, .beta2 = unset, .ema_decay = unset, .label_dropout = unset, .spike_z = unset};
     const char *vae = "none";
     bool flip = false, no_best = false, no_classes = false, train_classes = false;
     const char *ema_warmup = "on", *which = NULL, *weights = NULL, *pack = NULL, *activations = NULL;
@@ -53,6 +55,8 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--keep", CLI_INT, &p.keep, "N", "newest checkpoints kept (2)", 1, 1000000},
         {"--val-fraction", CLI_DBL, &p.val_fraction, "X", "share of each class held out; its loss at every checkpoint says which is best (0)", 0, 0.9},
         {"--no-keep-best", CLI_FLAG, &no_best, NULL, "do not keep the best checkpoint beside the newest", 0, 0},
+        {"--max-skipped", CLI_INT, &p.max_skipped, "N", "steps in a row with non-finite numbers that end the run (20)", 1, 1000000},
+        {"--spike-z", CLI_DBL, &p.spike_z, "X", "a loss X standard deviations above the last 100 counts as a spike (6; 0: none does)", 0, 1e9},
         {"--sample-every", CLI_I64, &p.sample_every, "N", "steps between grids of pictures in RUN/samples (never)", 0, 1e9},
         {"--log-every", CLI_I64, &p.log_every, "N", "steps between lines of metrics.jsonl (10)", 1, 1e9},
         {"--resume", CLI_STR, &p.resume, "auto|DIR", "auto: go on from RUN's newest checkpoint if there is one; or a checkpoint", 0, 0},
@@ -87,6 +91,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     for (int i = 0; i < 3; i++)
         *decays[i] = *decays[i] < 0 ? 0 : *decays[i] > 0 ? *decays[i] : DBL_MIN;
     p.label_dropout = p.label_dropout < 0 ? 0 : p.label_dropout > 0 ? p.label_dropout : -1;
+    p.spike_z = p.spike_z < 0 ? 0 : p.spike_z > 0 ? p.spike_z : -1;
     p.no_ema_warmup = !strcmp(ema_warmup, "off");
     p.train_classes = no_classes ? -1 : train_classes ? 1 : 0;
     p.flip = flip;
