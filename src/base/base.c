@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <locale.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -251,6 +253,42 @@ char *dfcl_sprintf(const dfcl_context *ctx, dfcl_error *err, const char *fmt, ..
         vsnprintf(p, (size_t)n + 1, fmt, ap2);
     va_end(ap2);
     return p;
+}
+
+bool dfcl_has_control(const char *s) {
+    while ((unsigned char)*s >= 0x20 && *s != 0x7f)
+        s++;
+    return *s != 0;
+}
+
+bool dfcl_parse_double(const char *text, double *out) {
+    char buf[64], *end;
+    const char *point = localeconv()->decimal_point;
+    size_t n = 0;
+    for (const char *p = text; *p; p++) {
+        size_t k = *p == '.' ? strlen(point) : 1;
+        if (!strchr("0123456789+-.eE", *p) || n + k >= sizeof buf)
+            return false;
+        memcpy(buf + n, *p == '.' ? point : p, k);
+        n += k;
+    }
+    buf[n] = 0;
+    double v = strtod(buf, &end);
+    if (n == 0 || *end || !isfinite(v))
+        return false;
+    *out = v;
+    return true;
+}
+
+bool dfcl_parse_int(const char *text, int64_t lo, int64_t hi, int64_t *out) {
+    char *end;
+    const char *digits = text + (*text == '-');
+    errno = 0;
+    long long v = strtoll(text, &end, 10);
+    if (*digits < '0' || *digits > '9' || *end || errno || v < lo || v > hi)
+        return false;
+    *out = v;
+    return true;
 }
 
 bool dfcl_append(char *buf, size_t size, const char *fmt, ...) {

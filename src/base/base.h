@@ -47,6 +47,14 @@ char *dfcl_strdup(const dfcl_context *ctx, const char *s, dfcl_error *err);
 char *dfcl_strndup(const dfcl_context *ctx, const char *s, size_t n, dfcl_error *err);
 char *dfcl_sprintf(const dfcl_context *ctx, dfcl_error *err, const char *fmt, ...) DFCL_PRINTF(3, 4);
 
+/* A finite decimal number and nothing else, with a point whatever the program's locale; *out is set only then. */
+bool dfcl_parse_double(const char *text, double *out);
+/* The same for a whole number from lo to hi, in digits. */
+bool dfcl_parse_int(const char *text, int64_t lo, int64_t hi, int64_t *out);
+
+/* True when a byte below 32, or 127, is in it: line ends would cut what is written a line each, others command terminals. */
+bool dfcl_has_control(const char *s);
+
 /* a * b, false on overflow. */
 static inline bool dfcl_mul_size(size_t a, size_t b, size_t *out) {
     return !__builtin_mul_overflow(a, b, out);
