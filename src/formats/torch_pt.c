@@ -5,6 +5,8 @@
 
 #include "base/json.h"
 
+#define MAX_TENSORS (1u << 17) /* far above any checkpoint */
+
 static const struct {
     const char *storage; /* of module torch */
     const char *name;
@@ -172,8 +174,14 @@ static dfcl_status list_tensors(struct dfcl_pt *pt, uint32_t dict, const char *p
                 skip = 0;
         }
     }
-    pt->tensors = dfcl_calloc(pt->ctx, pairs, sizeof *pt->tensors, err);
-    pt->offsets = dfcl_calloc(pt->ctx, pairs, sizeof *pt->offsets, err);
+    /* One tensor may be named by many keys for two bytes each: the views are what would take the memory. */
+    size_t most = 0;
+    for (size_t i = 0; i < pairs; i++)
+        most += dfcl_pk_at(&pt->pk, d->u.list.items[2 * i + 1])->kind == DFCL_PK_TENSOR;
+    if (most > MAX_TENSORS)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: %zu tensors, at most %u expected", pt->path, most, MAX_TENSORS);
+    pt->tensors = dfcl_calloc(pt->ctx, most, sizeof *pt->tensors, err);
+    pt->offsets = dfcl_calloc(pt->ctx, most, sizeof *pt->offsets, err);
     pt->entries = dfcl_calloc(pt->ctx, pt->pk.storage_count, sizeof *pt->entries, err);
     if (!pt->tensors || !pt->offsets || !pt->entries)
         return DFCL_NOMEM;
