@@ -75,8 +75,8 @@ static dfcl_status find_input(struct dfcl_base *b, const struct dfcl_model_param
         b->file_input = number(b, "sample_size");
     }
     const char *scale = dfcl_tensor_file_meta(b->file, "positional_scale");
-    if (scale)
-        c->pos_base = strtod(scale, NULL);
+    if (scale && !dfcl_parse_double(scale, &c->pos_base))
+        return dfcl_fail(err, DFCL_FORMAT, "%s: positional_scale \"%.40s\": expected a number", b->path, scale);
     c->input = params->input > 0 ? params->input : b->file_input;
     if (!c->input)
         return dfcl_fail(err, DFCL_USAGE, "%s: the file has no pos_embed and does not say the side of its latents: give it", b->path);
@@ -115,10 +115,9 @@ static dfcl_status find_shape(struct dfcl_base *b, const struct dfcl_model_param
         return dfcl_fail(err, DFCL_FORMAT, "%s: no tensor blocks.0.attn.qkv.weight: not a DiT checkpoint", b->path);
     if ((s = find_heads(b, params, err)) || (s = find_input(b, params, err)))
         return s;
-    if ((s = dfcl_dit_config_check(c, err))) {
-        dfcl_error_prefix(err, "%s", b->path);
-        return s == DFCL_USAGE ? DFCL_FORMAT : s;
-    }
+    dfcl_error why = {0};
+    if ((s = dfcl_dit_config_check(c, &why)))
+        return dfcl_fail(err, s == DFCL_USAGE ? DFCL_FORMAT : s, "%s: %s", b->path, why.msg);
     return DFCL_OK;
 }
 
@@ -143,6 +142,20 @@ static dfcl_status check_tensors(struct dfcl_base *b, dfcl_error *err) {
     return DFCL_OK;
 }
 
+static dfcl_status check_finite(const struct dfcl_base *b, const char *name, const float *values, uint64_t count, dfcl_error *err) {
+    uint32_t bad = 0;
+    for (uint64_t i = 0; i < count; i++) { /* without a branch, to become vector code */
+        uint32_t u;
+        memcpy(&u, values + i, 4);
+        bad |= (u & 0x7f800000u) == 0x7f800000u;
+    }
+    for (uint64_t i = 0; bad && i < count; i++)
+        if (!isfinite(values[i]))
+            return dfcl_fail(err, DFCL_NONFINITE, "%s: value %llu of %s is %g, expected a finite number", b->path, (unsigned long long)i, name,
+                             (double)values[i]);
+    return DFCL_OK;
+}
+
 /* Stored positions are used as they are at the file's own resolution: a 16-bit file holds them rounded, as its model was evaluated. */
 static dfcl_status read_positions(struct dfcl_base *b, dfcl_error *err) {
     const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, "pos_embed");
@@ -150,7 +163,8 @@ static dfcl_status read_positions(struct dfcl_base *b, dfcl_error *err) {
         return DFCL_OK;
     if (!(b->positions = dfcl_calloc(b->ctx, (size_t)v->count, sizeof *b->positions, err)))
         return DFCL_NOMEM;
-    return dfcl_tensor_file_read_f32(b->file, v, 0, v->count, b->positions, err);
+    dfcl_status s = dfcl_tensor_file_read_f32(b->file, v, 0, v->count, b->positions, err);
+    return s ? s : check_finite(b, "pos_embed", b->positions, v->count, err);
 }
 
 /* ---- a random base ---- */
@@ -275,8 +289,8 @@ static dfcl_status fold_own(struct dfcl_base *b, const struct dfcl_param *p, flo
             continue;
         if (!(gamma[i] = dfcl_calloc(b->ctx, (size_t)v->count, sizeof(float), err)))
             s = DFCL_NOMEM;
-        else
-            s = dfcl_tensor_file_read_f32(b->file, v, 0, v->count, gamma[i], err);
+        else if (!(s = dfcl_tensor_file_read_f32(b->file, v, 0, v->count, gamma[i], err)))
+            s = check_finite(b, name, gamma[i], v->count, err);
     }
     if (!s)
         dfcl_fold_gammas(p, (const float *const[4]){gamma[0], gamma[1], gamma[2], gamma[3]}, values);
@@ -351,20 +365,6 @@ static dfcl_status hash_end(struct hashing *t, dfcl_error *err) {
     return t->status ? dfcl_fail(err, t->status, "%s", t->err.msg) : DFCL_OK;
 }
 
-static dfcl_status check_finite(const struct dfcl_base *b, const char *name, const float *values, uint64_t count, dfcl_error *err) {
-    uint32_t bad = 0;
-    for (uint64_t i = 0; i < count; i++) { /* without a branch, to become vector code */
-        uint32_t u;
-        memcpy(&u, values + i, 4);
-        bad |= (u & 0x7f800000u) == 0x7f800000u;
-    }
-    for (uint64_t i = 0; bad && i < count; i++)
-        if (!isfinite(values[i]))
-            return dfcl_fail(err, DFCL_NONFINITE, "%s: value %llu of %s is %g, expected a finite number", b->path, (unsigned long long)i, name,
-                             (double)values[i]);
-    return DFCL_OK;
-}
-
 dfcl_status dfcl_base_stream(struct dfcl_base *b, dfcl_base_visit visit, void *user, char hash[65], dfcl_error *err) {
     struct dfcl_param **p = NULL;
     struct dfcl_sha256 h = {0};
@@ -397,7 +397,8 @@ dfcl_status dfcl_base_stream(struct dfcl_base *b, dfcl_base_visit visit, void *u
             s = dfcl_fail(err, DFCL_FORMAT, "%s: %s has type %s, which is not supported", b->path, p[i]->name, t.view->type_name);
         } else if (!s && visit) {
             dfcl_to_f32(t.dtype, raw, values, (size_t)t.count);
-            if (!(s = check_finite(b, p[i]->name, values, t.count, err)) && !(s = fold_own(b, p[i], values, err)))
+            if (!(s = check_finite(b, p[i]->name, values, t.count, err)) && !(s = fold_own(b, p[i], values, err)) &&
+                !(b->gammas && (s = check_finite(b, p[i]->name, values, t.count, err))))
                 s = visit(user, p[i], values, err);
         }
         dfcl_status hashed = hash_end(&hashing, s ? NULL : err);
@@ -440,6 +441,8 @@ dfcl_status dfcl_base_read(struct dfcl_base *b, const char *name, float **values
     }
     if (!s)
         s = fold_own(b, p, *values, err);
+    if (!s)
+        s = check_finite(b, name, *values, (uint64_t)p->count, err);
     if (s) {
         dfcl_free(b->ctx, *values);
         *values = NULL;
