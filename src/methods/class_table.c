@@ -4,6 +4,7 @@
 #include "formats/tensor_file.h"
 #include "methods/method.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -34,6 +35,10 @@ static dfcl_status from_file(const dfcl_context *ctx, const char *path, int clas
         s = dfcl_fail(err, DFCL_FORMAT, "%s: " DFCL_CLASS_TABLE " is %s, expected [%d, %d] or [%d, %d]", path, got, classes, d, classes + 1, d);
     } else {
         s = dfcl_tensor_file_read_f32(f, v, 0, v->count, rows, err);
+        for (uint64_t i = 0; !s && i < v->count; i++)
+            if (!isfinite(rows[i]))
+                s = dfcl_fail(err, DFCL_NONFINITE, "%s: value %llu of " DFCL_CLASS_TABLE " is %g, expected a finite number", path,
+                              (unsigned long long)i, (double)rows[i]);
         *null_row = v->shape[0] == classes + 1;
     }
     dfcl_tensor_file_close(&f);

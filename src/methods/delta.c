@@ -13,30 +13,37 @@ static bool ends_with(const char *s, const char *suffix) {
     return n >= k && !strcmp(s + n - k, suffix);
 }
 
-static void copy_meta(const struct dfcl_delta *d, const char *key, char *out, size_t size) {
+static dfcl_status copy_meta(const struct dfcl_delta *d, const char *key, char *out, size_t size, dfcl_error *err) {
     const char *v = dfcl_tensor_file_meta(d->file, key);
+    if (v && strlen(v) >= size)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: %s \"%.60s...\": expected at most %zu bytes", d->path, key, v, size - 1);
     snprintf(out, size, "%s", v ? v : "");
+    return DFCL_OK;
 }
 
 static dfcl_status read_meta(struct dfcl_delta *d, dfcl_error *err) {
     const char *v;
-    copy_meta(d, "method", d->method, sizeof d->method);
-    copy_meta(d, "gamma_sites", d->gamma_sites, sizeof d->gamma_sites);
-    copy_meta(d, "gamma_blocks", d->gamma_blocks, sizeof d->gamma_blocks);
-    copy_meta(d, "base_hash", d->base_hash, sizeof d->base_hash);
+    dfcl_status s;
+    if ((s = copy_meta(d, "method", d->method, sizeof d->method, err)) ||
+        (s = copy_meta(d, "gamma_sites", d->gamma_sites, sizeof d->gamma_sites, err)) ||
+        (s = copy_meta(d, "gamma_blocks", d->gamma_blocks, sizeof d->gamma_blocks, err)) ||
+        (s = copy_meta(d, "base_hash", d->base_hash, sizeof d->base_hash, err)))
+        return s;
     if (strlen(d->base_hash) != 64 || strspn(d->base_hash, "0123456789abcdef") != 64)
         return dfcl_fail(err, DFCL_FORMAT, "%s: base_hash \"%s\": expected 64 hex digits", d->path, d->base_hash);
-    if ((v = dfcl_tensor_file_meta(d->file, "positional_scale")))
-        d->pos_base = strtod(v, NULL);
-    if ((v = dfcl_tensor_file_meta(d->file, "input")))
-        d->input = (int)strtol(v, NULL, 10);
+    int64_t input = 0;
+    if ((v = dfcl_tensor_file_meta(d->file, "positional_scale")) && !dfcl_parse_double(v, &d->pos_base))
+        return dfcl_fail(err, DFCL_FORMAT, "%s: positional_scale \"%.40s\": expected a number", d->path, v);
+    if ((v = dfcl_tensor_file_meta(d->file, "input")) && !dfcl_parse_int(v, 1, 4096, &input))
+        return dfcl_fail(err, DFCL_FORMAT, "%s: input \"%.40s\": expected a side from 1 to 4096", d->path, v);
+    d->input = (int)input;
     v = dfcl_tensor_file_meta(d->file, "class_table");
     d->own_classes = v && !strcmp(v, "own");
     if ((v = dfcl_tensor_file_meta(d->file, "training")) && !(d->training = dfcl_strdup(d->ctx, v, err)))
         return DFCL_NOMEM;
     if (d->classes >= 0 && (v = dfcl_tensor_file_meta(d->file, "class_names"))) {
         int count;
-        dfcl_status s = dfcl_names_parse(d->ctx, v, d->path, &d->class_names, &count, err);
+        s = dfcl_names_parse(d->ctx, v, d->path, &d->class_names, &count, err);
         if (s)
             return s;
         if (count != d->classes) {
