@@ -81,6 +81,8 @@ static dfcl_status check_name(const char *path, const char *name, dfcl_error *er
     for (int k; *p; p += k)
         if ((k = dfcl_utf8_len(p, strlen((const char *)p))) == 0)
             return dfcl_fail(err, DFCL_FORMAT, "%s: expected class names in UTF-8, found \"%s\" (byte 0x%02x)", path, name, *p);
+    if (dfcl_has_control(name))
+        return dfcl_fail(err, DFCL_FORMAT, "%s: expected class names without control characters, found \"%s\"", path, name);
     return DFCL_OK;
 }
 

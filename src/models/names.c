@@ -40,6 +40,8 @@ dfcl_status dfcl_names_parse(const dfcl_context *ctx, const char *json, const ch
     cJSON_ArrayForEach(item, root) {
         if (!cJSON_IsString(item))
             s = dfcl_fail(err, DFCL_FORMAT, "%s: class name %d is not a string", what, i);
+        else if (dfcl_has_control(item->valuestring))
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: class name %d: expected no control characters, found \"%.60s\"", what, i, item->valuestring);
         else if (!((*out)[i++] = dfcl_strdup(ctx, item->valuestring, err)))
             s = DFCL_NOMEM;
         if (s)
