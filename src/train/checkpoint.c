@@ -1,6 +1,7 @@
 #include "train/checkpoint.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -51,13 +52,13 @@ static void add_double(cJSON *o, const char *name, double v) {
         cJSON_AddItemToArray(o, cJSON_CreateString(buf));
 }
 
-static bool get_double(const cJSON *v, double *out) {
+static bool get_double(const cJSON *v, bool finite, double *out) {
     uint64_t bits;
     int used = 0;
     if (!cJSON_IsString(v) || strlen(v->valuestring) != 16 || sscanf(v->valuestring, "%" SCNx64 "%n", &bits, &used) != 1 || used != 16)
         return false;
     memcpy(out, &bits, sizeof bits);
-    return true;
+    return !finite || isfinite(*out);
 }
 
 static dfcl_status write_state(const struct dfcl_run_dir *run, const char *path, const struct dfcl_train_state *st, const cJSON *config,
@@ -104,40 +105,52 @@ dfcl_status dfcl_checkpoint_read_state(const struct dfcl_run_dir *run, const cha
     if (s)
         goto out;
     const int64_t big = (int64_t)1 << 52;
-    int64_t streak, metrics, events;
-    const cJSON *format = dfcl_json_get(o, "format"), *recent = dfcl_json_get(o, "recent");
+    const cJSON *format = dfcl_json_get(o, "format"), *recent = dfcl_json_get(o, "recent"), *v;
     if (!cJSON_IsString(format) || strcmp(format->valuestring, STATE_FORMAT)) {
         s = dfcl_fail(err, DFCL_FORMAT, "%s: expected format \"%s\", found %.40s", path, STATE_FORMAT,
                       cJSON_IsString(format) ? format->valuestring : "none");
         goto out;
     }
-    bool ok = dfcl_json_int(dfcl_json_get(o, "step"), 0, big, &st->step) &&
-              dfcl_json_int(dfcl_json_get(o, "skipped"), 0, st->step, &st->skipped) &&
-              dfcl_json_int(dfcl_json_get(o, "streak"), 0, 1 << 20, &streak) &&
-              dfcl_json_int(dfcl_json_get(o, "metrics_size"), 0, big, &metrics) &&
-              dfcl_json_int(dfcl_json_get(o, "events_size"), 0, big, &events) &&
-              dfcl_json_int(dfcl_json_get(o, "sum_steps"), 0, st->step, &st->sum_steps) &&
-              dfcl_json_int(dfcl_json_get(o, "recent_count"), 0, st->step, &st->recent_count) &&
-              get_double(dfcl_json_get(o, "sum_loss"), &st->sum_loss) && get_double(dfcl_json_get(o, "sum_mse"), &st->sum_mse) &&
-              get_double(dfcl_json_get(o, "sum_vb"), &st->sum_vb) && cJSON_IsArray(recent) &&
-              cJSON_GetArraySize(recent) == (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
-    if (ok && dfcl_json_get(o, "spikes")) /* not in the first of these files */
-        ok = dfcl_json_int(dfcl_json_get(o, "spikes"), 0, st->step, &st->spikes) &&
-             dfcl_json_int(dfcl_json_get(o, "spike_step"), 0, st->step, &st->spike_step) && get_double(dfcl_json_get(o, "spike_z"), &st->spike_z) &&
-             get_double(dfcl_json_get(o, "line_z"), &st->line_z);
-    if (ok && dfcl_json_get(o, "best_step"))
-        ok = dfcl_json_int(dfcl_json_get(o, "best_step"), 0, st->step, &st->best_step) && get_double(dfcl_json_get(o, "best_loss"), &st->best_loss);
-    int n = 0;
-    const cJSON *v;
-    if (ok) {
-        cJSON_ArrayForEach(v, recent) ok = ok && get_double(v, &st->recent[n++]);
-        st->streak = (int)streak;
-        st->metrics_size = (uint64_t)metrics;
-        st->events_size = (uint64_t)events;
+    int64_t streak = 0, metrics = 0, events = 0;
+    const struct {
+        const char *key, *with; /* not in the first of these files, or not in every run: expected when `with` is there */
+        const int64_t *most;    /* NULL: big */
+        int64_t *to;
+    } whole[] = {{"step", NULL, NULL, &st->step},
+                 {"skipped", NULL, &st->step, &st->skipped},
+                 {"streak", NULL, &st->skipped, &streak},
+                 {"metrics_size", NULL, NULL, &metrics},
+                 {"events_size", NULL, NULL, &events},
+                 {"sum_steps", NULL, &st->step, &st->sum_steps},
+                 {"recent_count", NULL, &st->step, &st->recent_count},
+                 {"spikes", "spikes", &st->step, &st->spikes},
+                 {"spike_step", "spikes", &st->step, &st->spike_step},
+                 {"best_step", "best_step", &st->step, &st->best_step}};
+    for (size_t i = 0; !s && i < DFCL_COUNT(whole); i++) {
+        int64_t most = whole[i].most ? *whole[i].most : big;
+        if ((!whole[i].with || dfcl_json_get(o, whole[i].with)) && !dfcl_json_int(dfcl_json_get(o, whole[i].key), 0, most, whole[i].to))
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: %s: expected a whole number from 0 to %" PRId64, path, whole[i].key, most);
     }
-    if (!ok)
-        s = dfcl_fail(err, DFCL_FORMAT, "%s: a value is missing, or out of range", path);
-    else
+    const struct {
+        const char *key, *with;
+        double *to;
+        bool any; /* NaN: none yet */
+    } reals[] = {{"sum_loss", NULL, &st->sum_loss, false},     {"sum_mse", NULL, &st->sum_mse, false},      {"sum_vb", NULL, &st->sum_vb, false},
+                 {"spike_z", "spikes", &st->spike_z, true},   {"line_z", "spikes", &st->line_z, true},    {"best_loss", "best_step", &st->best_loss, false}};
+    for (size_t i = 0; !s && i < DFCL_COUNT(reals); i++)
+        if ((!reals[i].with || dfcl_json_get(o, reals[i].with)) && !get_double(dfcl_json_get(o, reals[i].key), !reals[i].any, reals[i].to))
+            s = dfcl_fail(err, DFCL_FORMAT, "%s: %s: expected the 16 hex digits of a%s number", path, reals[i].key, reals[i].any ? "" : " finite");
+    int n = (int)DFCL_MIN(st->recent_count, DFCL_RECENT), i = 0;
+    if (!s && (!cJSON_IsArray(recent) || cJSON_GetArraySize(recent) != n))
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: recent: expected an array of %d losses", path, n);
+    if (!s)
+        cJSON_ArrayForEach(v, recent)
+            if (!s && !get_double(v, true, &st->recent[i++]))
+                s = dfcl_fail(err, DFCL_FORMAT, "%s: recent: expected the 16 hex digits of a finite number at %d", path, i - 1);
+    st->streak = (int)DFCL_MIN(streak, 1 << 20);
+    st->metrics_size = (uint64_t)metrics;
+    st->events_size = (uint64_t)events;
+    if (!s)
         *config = cJSON_DetachItemFromObject(o, "config");
 out:
     cJSON_Delete(o);
@@ -203,6 +216,10 @@ dfcl_status dfcl_checkpoint_read_tensors(const dfcl_context *ctx, const char *di
         for (int64_t at = 0; !s && at < count; at += CHUNK) {
             uint64_t n = (uint64_t)DFCL_MIN(count - at, CHUNK);
             s = dfcl_view_read_f32(v, path, (uint64_t)at, n, buf, err);
+            for (uint64_t k = 0; !s && k < n; k++)
+                if (!isfinite(buf[k])) /* a step that would make one is skipped: training writes none */
+                    s = dfcl_fail(err, DFCL_NONFINITE, "%s: value %" PRIu64 " of %s is %g, expected a finite number", path, (uint64_t)at + k,
+                                  arrays[i].name, (double)buf[k]);
             if (!s)
                 s = dfcl_write(dev, dfcl_ref_at(dfcl_stepper_array(st, arrays[i].which), (uint64_t)at * sizeof *buf), buf, n * sizeof *buf, err);
         }

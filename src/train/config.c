@@ -257,9 +257,11 @@ static bool equal(const cJSON *saved, const cJSON *now, const char *name, const 
 
 dfcl_status dfcl_train_config_same(const cJSON *saved, const cJSON *now, const char *path, dfcl_error *err) {
     const cJSON *format = dfcl_json_get(saved, "format"), *a = dfcl_json_get(saved, "settings");
-    if (!cJSON_IsString(format) || strcmp(format->valuestring, RUN_FORMAT) || !cJSON_IsObject(a))
+    if (!cJSON_IsString(format) || strcmp(format->valuestring, RUN_FORMAT))
         return dfcl_fail(err, DFCL_FORMAT, "%s: expected the configuration of a run (format \"%s\"), found %.40s", path, RUN_FORMAT,
                          cJSON_IsString(format) ? format->valuestring : "something else");
+    if (!cJSON_IsObject(a))
+        return dfcl_fail(err, DFCL_FORMAT, "%s: expected settings, an object, found %s", path, a ? "something else" : "none");
     /* Both ways: a setting that only one of them has differs too. */
     const cJSON *b = dfcl_json_get(now, "settings"), *v;
     cJSON_ArrayForEach(v, b) {

@@ -270,14 +270,12 @@ dfcl_status dfcl_run_dir_read_json(const struct dfcl_run_dir *run, const char *p
 
 /* ---- checkpoints ---- */
 
-/* The N of "step-N"; -1 for other names. */
+/* The N of "step-N" as it is written, without zeros before it; -1 for other names. */
 static int64_t step_of(const char *name) {
-    char *end;
-    if (strncmp(name, "step-", 5) || name[5] < '0' || name[5] > '9')
+    int64_t n;
+    if (strncmp(name, "step-", 5) || (name[5] == '0' && name[6]))
         return -1;
-    errno = 0;
-    long long n = strtoll(name + 5, &end, 10);
-    return *end || errno ? -1 : n;
+    return dfcl_parse_int(name + 5, 0, INT64_MAX, &n) ? n : -1;
 }
 
 static int by_step(const void *a, const void *b) {
