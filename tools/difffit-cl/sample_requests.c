@@ -13,6 +13,9 @@ __attribute__((format(printf, 3, 4))) static dfcl_status fail(dfcl_error *err, d
     va_start(ap, fmt);
     vsnprintf(err->msg, sizeof err->msg, fmt, ap);
     va_end(ap);
+    for (char *p = err->msg; *p; p++) /* the file's own bytes would command the terminal */
+        if (iscntrl((unsigned char)*p))
+            *p = '?';
     err->status = s;
     return s;
 }
@@ -79,6 +82,8 @@ static bool quoted(struct words *w, char *to) {
                 if (!hex4(w, &low) || low < 0xdc00 || low > 0xdfff)
                     return false;
                 c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
+            } else if (c >= 0xdc00 && c < 0xe000) {
+                return false;
             }
             int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
             static const unsigned char lead[] = {0, 0xc0, 0xe0, 0xf0};
@@ -177,11 +182,14 @@ static bool whole(const char *text, uint64_t most, uint64_t *out) {
 static const char *set_word(struct sample_line *l, const char *k, const char *v, bool *oom) {
     uint64_t u;
     char *end, **copy = NULL;
+    for (const char *p = v; *p; p++) /* a line end would cut the line that is written of it */
+        if (iscntrl((unsigned char)*p))
+            return "text without control characters";
     if (!strcmp(k, "delta") || !strcmp(k, "sha256")) {
         bool delta = k[0] == 'd';
         int *n = delta ? &l->deltas : &l->hashes;
-        if (*n == REQUEST_DELTAS || !*v)
-            return "a file, at most 8 of them";
+        if (*n == REQUEST_DELTAS || !*v || strlen(v) >= REQUEST_PATH)
+            return "a file, at most 8 of them, their paths shorter than 4096 bytes";
         copy = delta ? &l->delta[(*n)++] : &l->sha256[(*n)++];
     } else if (!strcmp(k, "class")) {
         copy = &l->class_name;
@@ -203,7 +211,7 @@ static const char *set_word(struct sample_line *l, const char *k, const char *v,
         return NULL;
     } else if (!strcmp(k, "guidance")) {
         l->cfg = strtod(v, &end);
-        return *v && !*end && isfinite(l->cfg) && l->cfg >= 0 && l->cfg <= 100 ? NULL : "a number from 0 to 100";
+        return *v && !*end && strspn(v, "0123456789.+-eE") == strlen(v) && isfinite(l->cfg) && l->cfg >= 0 && l->cfg <= 100 ? NULL : "a number from 0 to 100";
     } else {
         return "one of the keys delta, class, seed, guidance, count, number, name, sha256";
     }
@@ -362,6 +370,14 @@ void sample_split_strength(const char *text, char *path, size_t size, double *st
     }
 }
 
+/* Order by deltas, equal ones as in the file. */
+static int by_deltas(const void *a, const void *b) {
+    const struct sample_line *x = *(struct sample_line *const *)a, *y = *(struct sample_line *const *)b;
+    int c = x->deltas - y->deltas;
+    for (int i = 0; !c && i < x->deltas; i++)
+        c = strcmp(x->delta[i], y->delta[i]);
+    return c ? c : x < y ? -1 : x > y;
+}
 static bool same_deltas(const struct sample_line *a, const struct sample_line *b) {
     bool same = a->deltas == b->deltas;
     for (int i = 0; same && i < a->deltas; i++)
@@ -371,7 +387,7 @@ static bool same_deltas(const struct sample_line *a, const struct sample_line *b
 
 static dfcl_status load(struct sample_requests *r, dfcl_model *model, struct sample_set *set, bool force,
                         dfcl_error *err) {
-    char path[REQUEST_DELTAS][4096];
+    char path[REQUEST_DELTAS][REQUEST_PATH];
     struct dfcl_delta_part part[REQUEST_DELTAS];
     const struct sample_line *l = set->line;
     for (int i = 0; i < l->deltas; i++) {
@@ -395,25 +411,33 @@ static dfcl_status load(struct sample_requests *r, dfcl_model *model, struct sam
 }
 
 dfcl_status sample_requests_group(struct sample_requests *r, dfcl_error *err) {
-    if (!(r->sets = calloc((size_t)r->count, sizeof *r->sets)))
+    size_t n = (size_t)r->count;
+    struct sample_line **line = malloc((n + 1) * sizeof *line);
+    r->sets = calloc(n + 1, sizeof *r->sets);
+    if (!line || !r->sets) {
+        free(line);
         return no_memory(err);
+    }
+    /* Sorted, since a file may name as many deltas as it has lines. Until sets have numbers, in the file's order, a line's is its first equal. */
+    for (size_t i = 0; i < n; i++)
+        line[i] = &r->line[i];
+    qsort(line, n, sizeof *line, by_deltas);
+    for (size_t i = 0; i < n; i++)
+        line[i]->set = i && same_deltas(line[i], line[i - 1]) ? line[i - 1]->set : (int)(line[i] - r->line);
     for (int i = 0; i < r->count; i++) {
         struct sample_line *l = &r->line[i];
-        for (int k = 0; l->deltas && k < r->set_count && l->set < 0; k++)
-            if (same_deltas(r->sets[k].line, l))
-                l->set = k;
-        if (l->deltas && l->set < 0) {
-            l->set = r->set_count++;
-            r->sets[l->set].line = l;
-        }
+        if (l->deltas && l->set == i)
+            r->sets[r->set_count++].line = l;
+        l->set = !l->deltas ? -1 : l->set == i ? r->set_count - 1 : r->line[l->set].set;
     }
+    free(line);
     return DFCL_OK;
 }
 
 /* Compares the hashes that lines of set k have for their files; lines without get them. */
 static dfcl_status hashes(struct sample_requests *r, struct cli *c, int k, bool force, dfcl_error *err) {
     for (int i = 0; i < r->sets[k].line->deltas; i++) {
-        char path[4096], hash[65];
+        char path[REQUEST_PATH], hash[65];
         double strength;
         sample_split_strength(r->sets[k].line->delta[i], path, sizeof path, &strength);
         dfcl_status s = dfcl_file_hash(c->ctx, path, hash, err);

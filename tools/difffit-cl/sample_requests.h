@@ -5,7 +5,7 @@
 
 #include "../cli.h"
 
-enum { REQUEST_DELTAS = 8 };
+enum { REQUEST_DELTAS = 8, REQUEST_PATH = 4096 };
 
 struct sample_line {
     char *delta[REQUEST_DELTAS]; /* FILE or FILE:STRENGTH; several blend */
