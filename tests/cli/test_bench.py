@@ -214,6 +214,13 @@ def test_compare():
     fails(6, "compare", a, write("e.json", {k: v for k, v in r.items() if k != "seconds_per_image"}), says="seconds_per_image")
     fails(6, "compare", a, write("f.json", [1, 2]), says="f.json")
     fails(7, "compare", a, path("missing.json"), says="missing.json")
+    deep = 1
+    for _ in range(60):
+        deep = {"a": deep}
+    g, h = write("g.json", {**r, "batch": deep}), write("h.json", {**r, "batch": deep})
+    fails(6, "compare", g, h, says=["do not match", "batch"])  # at once: comparing nested values takes twice as long a level
+    g, h = (write(n, {"benchmark": "ops", "ops": [{"op": str(i)} for i in range(10001)]}) for n in ("i.json", "j.json"))
+    fails(6, "compare", g, h, says=["i.json", "at most 10000 rows"])
     fails(2, "compare", a, says="two files")
     ops = {"benchmark": "ops", "ops": [{"op": "o", "variant": v, "case": "c", "seconds": {"median": 2, "min": 1, "max": 3}} for v in ("cpu", "host")]}
     a = write("o.json", ops)
