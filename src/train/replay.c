@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "diffusion/schedule.h"
 #include "formats/safetensors.h"
 #include "methods/method.h"
 #include "train/step.h"
@@ -213,6 +214,11 @@ static dfcl_status run(struct replay *r, int which, dfcl_error *err) {
         if (!s)
             s = dfcl_view_read_f32(y, data->path, (uint64_t)(k * r->batch), (uint64_t)r->batch, hy, err);
         for (int i = 0; !s && i < r->batch; i++) {
+            if (!(ht[i] >= 0 && ht[i] < DFCL_TRAIN_STEPS && hy[i] >= 0 && hy[i] <= 1 << 24)) {
+                s = dfcl_fail(err, DFCL_FORMAT, "%s: step %d: expected timesteps from 0 to %d and classes from 0, found %g and %g", data->path,
+                              k + 1, DFCL_TRAIN_STEPS - 1, (double)ht[i], (double)hy[i]);
+                break;
+            }
             it[i] = (int32_t)ht[i];
             s = dfcl_model_row(r->model, 0, (int)hy[i], &rows[i], err);
         }

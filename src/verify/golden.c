@@ -151,6 +151,10 @@ dfcl_status dfcl_golden_input_int(struct dfcl_golden_file *f, const char *key, i
     if (!*data)
         return DFCL_NOMEM;
     dfcl_view_read_raw(v, *data);
+    for (uint64_t i = 0; i < v->count; i++)
+        if ((*data)[i] < 0 || (*data)[i] > INT32_MAX)
+            return dfcl_fail(err, DFCL_FORMAT, "%s: %s: expected whole numbers from 0 to %d, found %lld", f->st->path, key, INT32_MAX,
+                             (long long)(*data)[i]);
     return DFCL_OK;
 }
 

@@ -55,6 +55,7 @@ void dfcl_golden_abort(struct dfcl_golden_file *f);
 bool dfcl_golden_has(const struct dfcl_golden_file *f, const char *key);
 /* An input: values as f32 (freed with dfcl_free); marks the key as needing no result. */
 dfcl_status dfcl_golden_input(struct dfcl_golden_file *f, const char *key, float **data, uint64_t *count, dfcl_error *err);
+/* I64 values from 0 to INT32_MAX. */
 dfcl_status dfcl_golden_input_int(struct dfcl_golden_file *f, const char *key, int64_t **data, uint64_t *count, dfcl_error *err);
 /* Keys that start with prefix need no result. */
 void dfcl_golden_excuse(struct dfcl_golden_file *f, const char *prefix);

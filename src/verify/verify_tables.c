@@ -7,11 +7,15 @@
 
 static dfcl_status position(struct dfcl_golden_file *f, const char *key, int n, int w, double base, dfcl_error *err) {
     static const struct dfcl_limit limit = {.abs = 1e-7};
-    if (!dfcl_golden_has(f, key))
+    const struct dfcl_tensor_view *v = dfcl_st_find(f->st, key);
+    if (!v)
         return DFCL_OK;
     if (n < 1 || n > 4096 || w < 1 || w > 16384)
         return dfcl_fail(err, DFCL_FORMAT, "%s: %s: expected a grid of 1 to 4096 and a width of 1 to 16384", f->st->path, key);
     uint64_t count = (uint64_t)n * (uint64_t)n * (uint64_t)w;
+    if (v->count != count) /* before memory is taken by what the name says */
+        return dfcl_fail(err, DFCL_FORMAT, "%s: %s: expected %llu values, found %llu", f->st->path, key, (unsigned long long)count,
+                         (unsigned long long)v->count);
     float *t = dfcl_calloc(f->g->ctx, (size_t)count, sizeof *t, err);
     dfcl_status s = t ? dfcl_pos_embed(n, w, base, t, err) : DFCL_NOMEM;
     if (!s)
@@ -21,8 +25,10 @@ static dfcl_status position(struct dfcl_golden_file *f, const char *key, int n, 
 }
 
 static dfcl_status embed(struct dfcl_golden_file *f, const float *t, uint64_t n, const char *key, const char *exact, dfcl_error *err) {
-    enum { DIM = 256 };
+    enum { DIM = 256, MOST = 1 << 16 };
     static const struct dfcl_limit limit = {.abs = 1e-4};
+    if (n < 1 || n > MOST)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: %s: expected 1 to %d timesteps, found %llu", f->st->path, key, MOST, (unsigned long long)n);
     struct dfcl_device *dev = f->g->dev;
     struct dfcl_mem *mem = NULL;
     float *y = dfcl_calloc(f->g->ctx, (size_t)n * DIM, sizeof *y, err);

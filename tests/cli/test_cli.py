@@ -398,6 +398,43 @@ def test_unwritable():
     fails(7, "train", "--device", "host", "--model", base, "--data", images, "--out", "/proc/nothing/run", says="/proc/nothing")
 
 
+def hostile_golden(name, file, change):
+    """The reference data with one file changed by change(header, data)."""
+    for folder, _, files in os.walk(GOLDEN):
+        to = os.path.join(path(name), os.path.relpath(folder, GOLDEN))
+        os.makedirs(to)
+        for f in files:
+            os.symlink(os.path.join(folder, f), os.path.join(to, f))
+    with open(os.path.join(GOLDEN, file), "rb") as f:
+        n, = struct.unpack("<Q", f.read(8))
+        header, data = json.loads(f.read(n)), bytearray(f.read())
+    change(header, data)
+    text = json.dumps(header).encode()
+    os.remove(os.path.join(path(name), file))
+    with open(os.path.join(path(name), file), "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + data)
+    return path(name)
+
+
+def test_verify_hostile():
+    def grid(h, d):
+        h["grid4096.w16384"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(d), len(d) + 4]}
+        d += bytes(4)
+
+    def timestep(h, d):
+        at = h["t"]["data_offsets"][0]
+        d[at:at + 8] = struct.pack("<q", (1 << 32) + 1)
+
+    def pair(h, d):
+        at, dtype = h["t"]["data_offsets"][0], h["t"]["dtype"]
+        d[at:at + {"F32": 4, "I64": 8}[dtype]] = struct.pack("<f", float("nan")) if dtype == "F32" else struct.pack("<q", (1 << 32) + 1)
+
+    for name, file, change, says in (("grid", "posembed.safetensors", grid, ["posembed", "grid4096.w16384", "274877906944"]),
+                                     ("timestep", "posembed.safetensors", timestep, ["posembed", "t: expected whole numbers", "4294967297"]),
+                                     ("pair", "train_data.safetensors", pair, ["train_data", "timesteps from 0 to 999"])):
+        fails(6, "verify", "--device", "host", "--golden", hostile_golden(f"golden-{name}", file, change), says=says)
+
+
 def test_verify_host():
     out, _ = run("verify", "--device", "host", "--golden", GOLDEN, "--dump", path("dump"))
     for name in ("posembed", "dit/micro/io", "forward", "train_difffit", "train_difffit_t0", "train_full", "sample"):
