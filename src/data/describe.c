@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MOST_ARRAYS 1000  /* of an .npz that are listed */
 #define LIMIT (64u << 20) /* of JSON files read whole */
 
 static bool has_entry(const dfcl_context *ctx, const char *dir, const char *name) {
@@ -229,7 +230,8 @@ static dfcl_status describe_npy(const char *path, cJSON *o, dfcl_error *err) {
 static dfcl_status describe_npz(const struct dfcl_map *m, const char *path, cJSON *o, dfcl_error *err) {
     cJSON_AddStringToObject(o, "kind", "arrays");
     cJSON *a = cJSON_AddArrayToObject(o, "arrays");
-    for (uint64_t at = 0; m->size >= 30 && at <= m->size - 30 && !memcmp(m->data + at, "PK\3\4", 4);) {
+    int n = 0;
+    for (uint64_t at = 0; n++ < MOST_ARRAYS && m->size >= 30 && at <= m->size - 30 && !memcmp(m->data + at, "PK\3\4", 4);) {
         const unsigned char *h = m->data + at;
         uint64_t name = le16(h + 26), extra = le16(h + 28), size = le32(h + 18), body = at + 30 + name + extra;
         if (body > m->size)
