@@ -2,7 +2,8 @@
 """Writes the seed corpora of the file readers' fuzzers, tests/fuzz/corpus/<target>/.
 
 Small valid files, each trick a hostile file could try, and a few seeded mutations. The same run gives the same bytes, given the same
-numpy, Pillow and torch. The folder is committed; run this again only to add cases:
+numpy, Pillow and torch; without these three only the files that need none of them are written. The folder is committed; run this again only to
+add cases:
 
     tools/make_corpus.py tests/fuzz/corpus
 """
@@ -15,9 +16,13 @@ import sys
 import zipfile
 import zlib
 
-import numpy as np
-import torch
-from PIL import Image, PngImagePlugin
+try:
+    import numpy as np
+    import torch
+    from PIL import Image, PngImagePlugin
+except ImportError as missing:
+    np = None
+    print(f"make_corpus.py: {missing}: safetensors, torch_pt, npy and image only in part", file=sys.stderr)
 
 OUT = sys.argv[1] if len(sys.argv) > 1 else "tests/fuzz/corpus"
 RNG = random.Random(20240607)
@@ -391,8 +396,369 @@ def image_corpus():
     mutations(t, "jpg", jpg, 16)
 
 
+# ---- what needs no packages: zip, pickle, bases, deltas, runs, requests, info; and more tricks for the targets above ----
+
+def tensors(items, meta=None):
+    """safetensors of (name, dtype, shape, bytes)."""
+    head, data = {}, b""
+    if meta is not None:
+        head["__metadata__"] = meta
+    for name, dtype, shape, value in items:
+        head[name] = entry(dtype, shape, len(data), len(data) + len(value))
+        data += value
+    return st(head, data)
+
+
+def floats(n, value=None, fmt="f"):
+    return struct.pack(f"<{n}{fmt}", *(value if isinstance(value, list) else [((i * 7) % 11 - 5) / 64 if value is None else value for i in range(n)]))
+
+
+def vec(name, shape, value=None, dtype="F32"):
+    n = 1
+    for d in shape:
+        n *= d
+    return name, dtype, shape, floats(n, value, {"F32": "f", "F16": "e", "F64": "d"}[dtype])
+
+
+NAN, INF = float("nan"), float("inf")
+TABLE = "y_embedder.embedding_table.weight"
+
+
+def hostile_safetensors():
+    t = "safetensors"
+    save(t, "header-bomb", st({}, length=100 << 20))
+    save(t, "header-4gib", st({"a": entry("U8", [1], 0, 1)}, b"1", length=(1 << 32) + 55))
+    save(t, "offsets-beyond", st({"a": entry("F32", [2], 8, 16)}, bytes(12)))
+    save(t, "offsets-4gib", st({"a": entry("F32", [2], 1 << 32, (1 << 32) + 8)}, bytes(8)))
+    save(t, "offsets-backwards", st({"a": entry("F32", [2], 8, 0)}, bytes(8)))
+    save(t, "offsets-negative", st({"a": entry("F32", [2], -8, 0)}, bytes(8)))
+    save(t, "offsets-three", st(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1,2]}}', b"1"))
+    save(t, "shape-4gib", st({"a": entry("F32", [(1 << 32) + 2], 0, 8)}, bytes(8)))
+    save(t, "shape-2-62", st({"a": entry("U8", [1 << 62], 0, 8)}, bytes(8)))
+    save(t, "shape-fraction", st(b'{"a":{"dtype":"U8","shape":[1.5],"data_offsets":[0,1]}}', b"1"))
+    save(t, "same-bytes", st({"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 0, 8)}, bytes(8)))
+    save(t, "tail", st({"a": entry("U8", [1], 0, 1)}, b"12"))
+    save(t, "name-path", st({"../../../tmp/a": entry("U8", [1], 0, 1)}, b"1"))
+    save(t, "name-empty", st({"": entry("U8", [1], 0, 1)}, b"1"))
+    save(t, "name-control", st(b'{"a\\u001b[2J":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"1"))
+    save(t, "not-utf8", st(b'{"\xff":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"1"))
+    save(t, "meta-number", st({"__metadata__": {"a": 1}}))
+    save(t, "meta-twice", st(b'{"__metadata__":{},"__metadata__":{}}'))
+    save(t, "nan", tensors([vec("a", [2], NAN)]))
+
+
+def zip_corpus():
+    t = "zip"
+    entries = [("a/data.pkl", b"\x80\x02N."), ("a/data/0", bytes(range(64)))]
+    plain = bytearray(zip_bytes(entries))
+    save(t, "stored", bytes(plain))
+    save(t, "deflated", zip_bytes(entries, zipfile.ZIP_DEFLATED))
+    save(t, "zip64", zip_bytes(entries, force64=True))
+    save(t, "names-path", zip_bytes([("../../../tmp/a", b"1"), ("/etc/passwd", b"2"), ("a\\..\\b", b"3"), ("", b"4")]))
+    save(t, "name-twice", zip_bytes([("a", b"1"), ("b", b"2")]).replace(b"b", b"a"))
+    save(t, "bomb", zip_bytes([("a", bytes(1 << 20))], zipfile.ZIP_DEFLATED))
+    save(t, "empty-archive", zip_bytes([]))
+    save(t, "no-end", bytes(plain[:-22]))
+    save(t, "comment", bytes(plain[:-2]) + struct.pack("<H", 70) + bytes(70))
+    save(t, "comment-with-end", bytes(plain[:-2]) + struct.pack("<H", 22) + bytes(plain[-22:]))
+    first, second, end = plain.index(b"PK\1\2"), plain.rindex(b"PK\1\2"), plain.rindex(b"PK\5\6")
+
+    def change(name, *edits):
+        b = bytearray(plain)
+        for at, data in edits:
+            b[at:at + len(data)] = data
+        save(t, name, bytes(b))
+
+    change("encrypted", (second + 8, b"\1\0"))
+    change("method", (second + 10, b"\x0c\0"))
+    change("checksum", (second + 16, b"\1\2\3\4"), (plain.rindex(b"PK\3\4") + 14, b"\1\2\3\4"))
+    change("size", (second + 20, b"\xff\xff\xff\x7f\xff\xff\xff\x7f"))
+    change("overlap", (second + 42, struct.pack("<I", 0)))
+    change("offset-beyond", (second + 42, b"\xfe\xff\xff\xff"))
+    change("directory-self", (end + 16, struct.pack("<I", 0)))
+    change("directory-size", (end + 12, b"\xff" * 4))
+    change("entries-65535", (end + 8, b"\xff" * 4))
+    change("local-name", (first + 46, b"b"))
+    big = bytearray(zip_bytes(entries, force64=True))
+    at = big.rindex(b"PK\3\4")
+    name, extra = struct.unpack("<HH", big[at + 26:at + 30])
+    where = at + 30 + name + 4
+    big[where:where + 16] = struct.pack("<QQ", (1 << 32) + 64, (1 << 32) + 64)
+    save(t, "zip64-local-4gib", bytes(big))
+    at = plain.rindex(b"PK\1\2")
+    name, = struct.unpack("<H", plain[at + 28:at + 30])
+    wide = bytearray(plain[:at + 46 + name]) + struct.pack("<HHQQ", 1, 16, (1 << 32) + 64, (1 << 32) + 64) + plain[end:]
+    wide[at + 20:at + 28] = b"\xff" * 8
+    wide[at + 30:at + 32] = struct.pack("<H", 20)
+    at = wide.rindex(b"PK\5\6")
+    wide[at + 12:at + 16] = struct.pack("<I", at - first)
+    save(t, "zip64-4gib", bytes(wide))
+    wide[wide.rindex(b"PK\1\2") + 10:][:2] = b"\x08\0"
+    save(t, "zip64-extra-cut", bytes(wide).replace(struct.pack("<HH", 1, 16), struct.pack("<HH", 1, 8)))
+
+
+def pickle_corpus():
+    t = "pickle"
+    w = pk_tensor("0", 16, 0, (4, 4), (4, 1))
+    many = b"".join(b"h\2h\1" for _ in range(2000))
+    cases = {
+        "tensor": pk_dict([("w", w)]),
+        "namespace": b"}(" + text("args") + glob("argparse", "Namespace") + b")\x81}" + text("heads") + b"K\2sb" + text("w") + w + b"u",
+        "cycle-list": b"]q\0h\0a", "cycle-dict": b"}q\0" + text("model") + b"h\0s", "cycle-tuple": b"]q\0(h\0tq\1h\0h\1a",
+        "cycle-object": glob("a", "b") + b")\x81q\0h\0b", "cycle-args": b"]q\0" + glob("a", "b") + b"h\0\x85R",
+        "memo-far": b"Nr\xff\xff\xff\xff", "memo-unset": b"h\5", "memo-2-32": b"Nr\0\0\0\0j\0\0\0\0", "memo-empty-stack": b"q\0",
+        "memo-under-mark": b"N(q\0", "memo-replaced": b"N" + b"q\0" * 1000 + b"h\0",
+        "doubling": b"]q\0" + b"".join(b"(h" + bytes([i]) + b"h" + bytes([i]) + b"lq" + bytes([i + 1]) for i in range(100)),
+        "marks": b"(" * 65537, "nested-tuples": b")" + b"\x85" * 5000, "dup": b"N" + b"2" * 5000,
+        "string-2-31": b"X\0\0\0\x80", "string-2-64": b"\x8d" + b"\xff" * 8, "long-2-31": b"\x8b\0\0\0\x80", "frame": b"\x95" + b"\xff" * 8 + b"N",
+        "code-system": glob("os", "system") + text("true") + b"\x85R", "code-eval": text("builtins") + text("eval") + b"\x93" + text("1") + b"\x85R",
+        "tensor-4gib": pk_tensor("0", (1 << 32) + 16, 0, (1 << 32,), (1,)), "tensor-negative": pk_tensor("0", 16, -1, (4, 4), (4, 1)),
+        "storage-path": pk_tensor("../../../etc/passwd", 16, 0, (4, 4), (4, 1)), "storage-number": text("storage") + b"Q",
+        "bytes": b"C\2ab", "set": b"\x8f(K\1K\2\x90", "no-stop": b"N", "opcode": b"\xff", "protocol9": b"\x80\x09N",
+        "many-items": text("k") + b"q\1" + w + b"q\2}(" + many + b"u",
+    }
+    for name, p in cases.items():
+        save(t, name, (b"" if name == "protocol9" else b"\x80\x02") + p + (b"" if name == "no-stop" else b"."))
+
+
+def hostile_torch():
+    """A few KB that name four million tensors: the views of so many would take more than a gigabyte."""
+    w = pk_tensor("0", 16, 0, (4, 4), (4, 1))
+    head = text("k") + b"q\1" + w + b"q\2}"
+    save("torch_pt", "pairs-bomb", pt(head + (b"(" + b"h\1h\2" * 1024 + b"u") * 4000, method=zipfile.ZIP_DEFLATED))
+    save("torch_pt", "name-path", pt(pk_dict([("../../../tmp/w", w)])))
+    save("torch_pt", "storage-4gib", pt(pk_dict([("w", pk_tensor("0", (1 << 32) + 16, 0, (4, 4), (4, 1)))])))
+    save("torch_pt", "view-offset-4gib", pt(pk_dict([("w", pk_tensor("0", 16, 1 << 32, (4, 4), (4, 1)))])))
+    save("torch_pt", "nan", pt(pk_dict([("w", w)]), (("0", floats(16, NAN)),)))
+
+
+def base_tensors(d=8, depth=1, classes=2, patch=2, side=2, dtype="F16"):
+    out = [vec("pos_embed", [1, (side // patch) ** 2, d], dtype=dtype), vec("x_embedder.proj.weight", [d, 1, patch, patch], dtype=dtype),
+           vec("x_embedder.proj.bias", [d], dtype=dtype), vec("t_embedder.mlp.0.weight", [d, 256], dtype=dtype),
+           vec("t_embedder.mlp.0.bias", [d], dtype=dtype), vec("t_embedder.mlp.2.weight", [d, d], dtype=dtype),
+           vec("t_embedder.mlp.2.bias", [d], dtype=dtype), vec(TABLE, [classes + 1, d], dtype=dtype)]
+    for i in range(depth):
+        for name, shape in (("attn.qkv", [3 * d, d]), ("attn.proj", [d, d]), ("mlp.fc1", [4 * d, d]), ("mlp.fc2", [d, 4 * d]),
+                            ("adaLN_modulation.1", [6 * d, d])):
+            out += [vec(f"blocks.{i}.{name}.weight", shape, dtype=dtype), vec(f"blocks.{i}.{name}.bias", shape[:1], dtype=dtype)]
+    n = 2 * patch * patch
+    for name, shape in (("final_layer.linear", [n, d]), ("final_layer.adaLN_modulation.1", [2 * d, d])):
+        out += [vec(name + ".weight", shape, dtype=dtype), vec(name + ".bias", shape[:1], dtype=dtype)]
+    return out
+
+
+def with_tensor(items, new):
+    return [new if i[0] == new[0] else i for i in items]
+
+
+def base_corpus():
+    t = "base"
+    good, meta = base_tensors(), {"heads": "2", "class_names": '["a", "b"]'}
+    save(t, "good", tensors(good, meta))
+    gammas = good + [vec(f"blocks.0.{n}", [k], 1.5, "F16") for n, k in (("gamma1", 8), ("gamma2", 8), ("attn.gamma1", 24), ("attn.gamma2", 8))]
+    save(t, "gammas", tensors(gammas, meta))
+    for name, value in (("nan", NAN), ("inf", INF)):
+        save(t, f"weight-{name}", tensors(with_tensor(good, vec("blocks.0.mlp.fc1.weight", [32, 8], [0.0] * 255 + [value], "F16")), meta))
+        save(t, f"gamma-{name}", tensors(with_tensor(gammas, vec("blocks.0.gamma1", [8], [1.0] * 7 + [value], "F16")), meta))
+        save(t, f"table-{name}", tensors(with_tensor(good, vec(TABLE, [3, 8], [0.0] * 23 + [value], "F16")), meta))
+        save(t, f"positions-{name}", tensors(with_tensor(good, vec("pos_embed", [1, 1, 8], [0.0] * 7 + [value], "F16")), meta))
+    save(t, "gamma-product", tensors([vec(n, s, 60000.0 if "gamma" in n else 1e38, "F32") if n == "blocks.0.gamma1" or n == "blocks.0.attn.proj.weight" else
+                                      (n, dt, s, v) for n, dt, s, v in gammas], meta))
+    save(t, "f64-too-large", tensors(with_tensor(good, vec("blocks.0.attn.proj.bias", [8], 1e300, "F64")), meta))
+    for name, change in (("heads-none", {"heads": None}), ("heads-3", {"heads": "3"}), ("heads-4gib", {"heads": "4294967298"}),
+                         ("heads-long", {"heads": "9" * 400}), ("names-count", {"class_names": '["a"]'}), ("names-number", {"class_names": "[1, 2]"}),
+                         ("names-path", {"class_names": '["../../../tmp/a", "/etc/passwd"]'}), ("names-deep", {"class_names": "[" * 1000}),
+                         ("scale-nan", {"positional_scale": "nan"}), ("scale-inf", {"positional_scale": "1e999"}),
+                         ("scale-words", {"positional_scale": "sixteen"}), ("scale-negative", {"positional_scale": "-4"})):
+        save(t, name, tensors(good, {k: v for k, v in {**meta, **change}.items() if v is not None}))
+    alone = [i for i in good if i[0] != "pos_embed"]
+    save(t, "input-none", tensors(alone, meta))
+    save(t, "input-2-23", tensors(alone, {**meta, "input": str(1 << 23)}))
+    save(t, "input-4096", tensors(alone, {**meta, "input": "4096"}))
+    save(t, "input-4gib", tensors(alone, {**meta, "input": str((1 << 32) + 2)}))
+    save(t, "missing", tensors([i for i in good if i[0] != "blocks.0.mlp.fc2.bias"], meta))
+    save(t, "depth-gap", tensors([(n.replace("blocks.0", "blocks.1"), *rest) for n, *rest in good], meta))
+    save(t, "shape", tensors(with_tensor(good, vec("blocks.0.attn.qkv.weight", [8, 24], dtype="F16")), meta))
+    save(t, "dims", tensors(with_tensor(good, vec("x_embedder.proj.weight", [8, 4], dtype="F16")), meta))
+    save(t, "zero", tensors(with_tensor(good, vec(TABLE, [0, 8], dtype="F16")), meta))
+    save(t, "type", tensors(with_tensor(good, ("blocks.0.attn.proj.bias", "I16", [8], bytes(16))), meta))
+
+
+def delta_corpus():
+    t = "delta"
+    d = 8
+    items = [vec(f"blocks.{i}.{n}", [k]) for i in range(2) for n, k in (("gamma1", d), ("gamma2", d), ("attn.gamma1", 3 * d), ("attn.gamma2", d),
+                                                                      ("attn.qkv.bias", 3 * d), ("mlp.fc2.bias", d))]
+    table = vec(TABLE, [3, d])
+    meta = {"format": "difffit-cl delta 1", "method": "difffit", "gamma_sites": "qkv,proj,attn,mlp", "gamma_blocks": "all", "base_hash": "0" * 64,
+            "positional_scale": "0", "input": "4", "class_table": "own", "class_names": '["x", "y"]', "training": '{"steps": 3}'}
+    save(t, "good", tensors(items + [table], meta))
+    save(t, "base-classes", tensors(items + [vec(TABLE, [4, d])], {k: v for k, v in meta.items() if k != "class_names"} | {"class_table": "base"}))
+    save(t, "no-table", tensors(items, {k: v for k, v in meta.items() if k != "class_names"}))
+    save(t, "plain", tensors(items))
+    save(t, "plain-vectors", tensors([vec("blocks.0.mlp.fc2.bias", [d])]))
+    save(t, "empty", tensors([], meta))
+    for name, value in (("nan", NAN), ("inf", -INF)):
+        save(t, f"gamma-{name}", tensors([vec("blocks.0.gamma1", [d], [1.0] * 7 + [value])] + items[1:] + [table], meta))
+        save(t, f"table-{name}", tensors(items + [vec(TABLE, [3, d], [0.0] * 23 + [value])], meta))
+    save(t, "f64-too-large", tensors([vec("blocks.0.gamma1", [d], 1e300, "F64")] + items[1:], meta))
+    save(t, "type", tensors([("blocks.0.gamma1", "I16", [d], bytes(2 * d))] + items[1:], meta))
+    save(t, "matrix", tensors(items + [vec("blocks.0.mlp.fc1.weight", [4 * d, d])], meta))
+    save(t, "stranger", tensors(items + [vec("blocks.7.gamma1", [d])], meta))
+    save(t, "shape", tensors(items[1:] + [vec("blocks.0.gamma1", [d + 1])], meta))
+    save(t, "scalar", tensors(items[1:] + [vec("blocks.0.gamma1", [])], meta))
+    save(t, "two-dims", tensors(items[1:] + [vec("blocks.0.gamma1", [1, d])], meta))
+    save(t, "vector-empty", tensors(items[1:] + [vec("blocks.0.gamma1", [0])], meta))
+    save(t, "table-one-dim", tensors(items + [vec(TABLE, [d])], meta))
+    save(t, "table-zero", tensors(items + [vec(TABLE, [0, d])], meta))
+    save(t, "table-large", tensors(items + [vec(TABLE, [80, d])], {k: v for k, v in meta.items() if k != "class_names"}))
+    for name, change in (("format", {"format": "difffit-cl delta 2"}), ("hash-short", {"base_hash": "12"}), ("hash-long", {"base_hash": "0" * 99}),
+                         ("names-count", {"class_names": '["x"]'}), ("names-deep", {"class_names": "[" * 1000}), ("names-number", {"class_names": "[1, 2]"}),
+                         ("names-path", {"class_names": '["../../../tmp/a", "/etc/passwd"]'}), ("names-zero", {"class_names": '["a\\u0000b", "c"]'}),
+                         ("input-4gib", {"input": "4294967300"}), ("input-words", {"input": "four"}), ("input-long", {"input": "9" * 400}),
+                         ("scale-nan", {"positional_scale": "nan"}), ("scale-inf", {"positional_scale": "1e999"}),
+                         ("scale-words", {"positional_scale": "wide"}), ("method-long", {"method": "m" * 5000}), ("training-deep", {"training": "[" * 1000})):
+        save(t, name, tensors(items + [table], {**meta, **change}))
+    flat = [vec(n, [5]) for n in ("values", "ema", "exp_avg", "exp_avg_sq")]
+    save(t, "checkpoint", tensors(flat, {"format": "difffit-cl checkpoint 1", "layout": "0" * 64}))
+
+
+def run_corpus():
+    t = "run"
+    hexes = lambda x: struct.pack(">d", x).hex()
+    state = {"format": "difffit-cl checkpoint 1", "step": 3, "skipped": 1, "streak": 0, "metrics_size": 10, "events_size": 20, "sum_steps": 1,
+             "sum_loss": hexes(0.5), "sum_mse": hexes(0.25), "sum_vb": hexes(0.125), "recent_count": 2, "recent": [hexes(0.5), hexes(0.75)]}
+    config = {"format": "difffit-cl run 1", "version": "0.1.0", "settings": {"seed": "1", "lr": 0.1, "flip": True, "method": "difffit", "micro_batch": 4},
+              "model": {"path": "a", "depth": 2}, "steps": 10}
+
+    def dump(name, o):
+        save(t, name, json.dumps(o).encode())
+
+    dump("config", config)
+    dump("state", state)
+    save(t, "metrics", b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": null}\n{"step":')
+    save(t, "names", b"cat\ndog\r\n\nbird")
+    dump("name-array", ["cat", "dog", "caf\u00e9"])
+    dump("diffusers", {"_class_name": "DiTTransformer2DModel", "sample_size": 32, "num_attention_heads": 16})
+    dump("vae", {"_class_name": "AutoencoderKL", "latent_channels": 4})
+    for name, key, value in (("step-negative", "step", -1), ("step-huge", "step", 1e300), ("step-half", "step", 1.5), ("step-text", "step", "3"),
+                             ("skipped-more", "skipped", 4), ("streak-4gib", "streak", 1 << 32), ("size-negative", "metrics_size", -1),
+                             ("size-2-60", "metrics_size", 1 << 60), ("count-2-40", "recent_count", 1 << 40), ("count-less", "recent_count", 1),
+                             ("recent-none", "recent", []), ("recent-short", "recent", ["0"] * 2), ("recent-numbers", "recent", [1, 2]),
+                             ("recent-nan", "recent", [hexes(NAN)] * 2), ("loss-nan", "sum_loss", hexes(NAN)), ("mse-inf", "sum_mse", hexes(INF)),
+                             ("vb-prefix", "sum_vb", "0x0000000000000"), ("vb-words", "sum_vb", "zz" * 8), ("format-other", "format", "difffit-cl checkpoint 9"),
+                             ("format-number", "format", 7)):
+        dump("state-" + name, {**state, key: value})
+    dump("config-settings-array", {**config, "settings": [1, 2]})
+    dump("config-settings-none", {k: v for k, v in config.items() if k != "settings"})
+    dump("config-micro-4gib", {**config, "settings": {**config["settings"], "micro_batch": (1 << 32) + 4}})
+    dump("config-micro-negative", {**config, "settings": {**config["settings"], "micro_batch": -4}})
+    dump("config-format-long", {**config, "format": "difffit-cl run 1" + "1" * 5000})
+    save(t, "config-twice", b'{"format":"difffit-cl run 1","settings":{"seed":1,"seed":2},"settings":{}}')
+    save(t, "deep", b'{"a":' * 40 + b"1" + b"}" * 40)
+    save(t, "deep-30", b'{"format":"difffit-cl run 1","a":' + b"[" * 30 + b"]" * 30 + b"}")
+    save(t, "zero-byte", b'{"format":"a\0b"}')
+    save(t, "zero-escape", b'{"format":"a\\u0000b"}')
+    save(t, "surrogate", b'{"format":"\\ud800"}')
+    save(t, "not-utf8", b'{"format":"\xff"}')
+    save(t, "names-not-utf8", b"cat\n\xff\xfe\n")
+    save(t, "number-huge", b'{"steps":1e999,"step":-1e999}')
+    save(t, "number-long", b'{"steps":' + b"9" * 5000 + b"}")
+    save(t, "trailing", b"{} {}")
+    save(t, "cut", b'{"format":"difffit-cl run 1","settings":{')
+    save(t, "empty", b"")
+    save(t, "metrics-long-line", b'{"a":"' + b"x" * 70000 + b'"}\n')
+
+
+def requests_corpus():
+    t = "requests"
+    cases = {
+        "words": b"# a comment\nclass=cat seed=3 guidance=1.5 count=2\n\nclass=\"two words\" delta=a.safetensors:0.5 delta=\"b \\\"c\\\\.safetensors\" name=x\n",
+        "json": b'{"class":"caf\\u00e9 \\ud83d\\ude00","delta":["a","b:0.5"],"seed":18446744073709551615,"guidance":4.0}\n{"class":"1","number":4294967295}\n',
+        "hashes": b"class=1 delta=a sha256=" + b"0" * 64 + b"\n",
+        "no-class": b"seed=1\n", "only-comments": b"# nothing\n", "empty": b"", "unknown-key": b"class=1 colour=red\n",
+        "key-long": b"class=1 " + b"k" * 5000 + b"=1\n", "value-long": b"class=" + b"c" * 5000 + b"\n", "not-closed": b'class="cat\n',
+        "escape": b'class="a\\x"\n', "json-cut": b'{"class":"1"', "json-after": b'{"class":"1"} x\n', "json-deep": b'{"class":[[["1"]]]}\n',
+        "json-true": b'{"class":true}\n', "json-zero": b'{"class":"a\\u0000b"}\n', "json-surrogate": b'{"class":"\\ud800x"}\n',
+        "json-low-surrogate": b'{"class":"\\udc00"}\n', "json-hex-cut": b'{"class":"\\u12', "json-comma": b'{"class":"1",}\n',
+        "count-zero": b"class=1 count=0\n", "count-4gib": b"class=1 count=4294967297\n", "count-sum": b"class=1 count=1000000\nclass=1 count=1\n",
+        "number-4gib": b"class=1 number=4294967296\n", "number-end": b"class=1 number=4294967295 count=2\n", "seed-2-64": b"class=1 seed=18446744073709551616\n",
+        "seed-negative": b"class=1 seed=-1\n", "guidance-nan": b"class=1 guidance=nan\n", "guidance-inf": b"class=1 guidance=1e999\n",
+        "guidance-hex": b"class=1 guidance=0x1p3\n", "name-path": b"class=1 name=../../../tmp/a\n", "name-absolute": b"class=1 name=/etc/passwd\n",
+        "name-hidden": b"class=1 name=.bashrc\n", "name-number": b"class=1 name=000001\n", "name-long": b"class=1 name=" + b"n" * 201 + b"\n",
+        "name-newline": b'{"class":"1","name":"a\\nb"}\n', "name-escape": b'{"class":"1","name":"\\u001b[2J"}\n', "name-not-utf8": b"class=1 name=\xff\n",
+        "name-twice": b"class=1 name=a\nclass=2 name=a\n", "delta-nine": b"class=1" + b" delta=a" * 9 + b"\n", "delta-empty": b'class=1 delta=""\n',
+        "delta-long": b"class=1 delta=" + b"d" * 5000 + b"\n", "delta-path": b"class=1 delta=../../../etc/passwd\n", "hashes-two": b"class=1 delta=a sha256=0 sha256=1\n",
+        "strength-nan": b"class=1 delta=a:nan delta=a:1e999 delta=a: delta=:\n", "not-utf8": b"class=\xff\xfe\n", "class-newline": b'{"class":"a\\nb"}\n',
+        "many-deltas": b"".join(b"class=1 delta=%d\n" % i for i in range(3000)),
+    }
+    for name, data in cases.items():
+        save(t, name, data)
+
+
+def describe_corpus():
+    t = "describe"
+    head = "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3), }"
+    array = npy(head, bytes(6))
+    save(t, "array", array)
+    save(t, "arrays", zip_bytes([("arr_0.npy", array), ("arr_1.npy", array)]))
+    save(t, "arrays-deflated", zip_bytes([("arr_0.npy", array)], zipfile.ZIP_DEFLATED))
+    local = lambda name, size, data, extra=b"": b"PK\3\4" + struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 0, 0, size, size, len(name), len(extra)) + name + extra + data
+    save(t, "arrays-cut", zip_bytes([("arr_0.npy", array)])[:40])
+    save(t, "arrays-4gib", local(b"a", 0xFFFFFFFF, array, struct.pack("<HHQQ", 1, 16, (1 << 32) + len(array), (1 << 32) + len(array))))
+    save(t, "arrays-name", local(b"../../\xff\0\x1b[2J.npy", len(array), array))
+    save(t, "arrays-many", local(b"", 0, b"") * 2000)
+    save(t, "arrays-wrap", local(b"a", 0xFFFFFFFF, b"", struct.pack("<HHQQ", 1, 16, 2**64 - 51, 2**64 - 51)))
+    sig = b"\x89PNG\r\n\x1a\n"
+    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    end = chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+    save(t, "picture", sig + ihdr + chunk(b"tEXt", b"request\0class=1") + end)
+    save(t, "picture-text", sig + ihdr + chunk(b"tEXt", b"a\0\x1b[2J\xff") * 600 + end)
+    save(t, "picture-size", sig + chunk(b"IHDR", struct.pack(">IIBBBBB", 0xFFFFFFFF, 0, 8, 0, 0, 0, 0)) + end)
+    save(t, "tensors", tensors([vec("\u00e9", [2]), vec("../a", [])]))
+    save(t, "base", tensors(base_tensors(), {"heads": "2"}))
+    save(t, "delta", tensors([vec("blocks.0.gamma1", [8])], {"format": "difffit-cl delta 1", "method": "difffit", "base_hash": "0" * 64, "training": '{"a": [1]}'}))
+    save(t, "other", b"hello")
+
+
+def hostile_image():
+    t = "image"
+    sig = b"\x89PNG\r\n\x1a\n"
+    end = chunk(b"IEND", b"")
+    for name, w, h in (("zero-width.png", 0, 1), ("side-4gib.png", 0xFFFFFFFF, 1), ("pixels-2-32.png", 32768, 32768), ("side-32769.png", 32769, 1)):
+        save(t, name, sig + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(100))) + end)
+    save(t, "one-pixel.png", sig + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(4))) + end)
+    save(t, "line.png", sig + chunk(b"IHDR", struct.pack(">IIBBBBB", 4096, 1, 1, 0, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(513))) + end)
+    save(t, "idat-bomb.png", sig + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + end)
+    save(t, "chunk-4gib.png", sig + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)) + b"\xff\xff\xff\xffIDAT" + end)
+    save(t, "soi.jpg", b"\xff\xd8\xff")
+    save(t, "markers.jpg", b"\xff\xd8" + b"\xff\xe0\0\x02" * 3000)
+
+
+def hostile_npy():
+    t = "npy"
+    shape = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
+    save(t, "latent", npy(shape % "1, 2, 3, 3", floats(18)))
+    save(t, "latent-nan", npy(shape % "2, 3, 3", floats(18, [0.0] * 17 + [NAN])))
+    label = "{'descr': '<i8', 'fortran_order': False, 'shape': (%s), }"
+    save(t, "label", npy(label % "1,", struct.pack("<q", 7)))
+    save(t, "label-4gib", npy(label % "1,", struct.pack("<q", (1 << 32) + 1)))
+    save(t, "label-negative", npy(label % "1,", struct.pack("<q", -1)))
+    save(t, "label-min", npy(label % "", struct.pack("<q", -2**63)))
+    save(t, "shape-4gib", npy(shape % "4294967298,", floats(2)))
+    save(t, "shape-zero", npy(shape % "0, 9223372036854775807", b""))
+    save(t, "shape-negative", npy(shape % "-1,", bytes(4)))
+    save(t, "order-fortran-4gib", npy(shape.replace("False", "True") % "65536, 65536", bytes(4)))
+    save(t, "header-twice", npy("{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (1,), }", bytes(8)))
+    save(t, "header-code", npy("{'descr': __import__('os').system('true'), 'fortran_order': False, 'shape': (1,), }", bytes(8)))
+
+
 if __name__ == "__main__":
-    safetensors_corpus()
-    torch_corpus()
-    npy_corpus()
-    image_corpus()
+    if np is not None:
+        safetensors_corpus()
+        torch_corpus()
+        npy_corpus()
+        image_corpus()
+    for part in (hostile_safetensors, zip_corpus, pickle_corpus, hostile_torch, base_corpus, delta_corpus, run_corpus, requests_corpus,
+                 describe_corpus, hostile_image, hostile_npy):
+        part()

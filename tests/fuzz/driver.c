@@ -1,9 +1,18 @@
 /* Feeds every file of the given folders (or files) to a fuzz target, once each: the corpus as a test, without libFuzzer. Inputs are copied to
  * blocks of their exact size, so that sanitizers and valgrind see every byte read too far. */
 #include <stdio.h>
+#include <time.h>
 
 #include "base/file.h"
 #include "fuzz.h"
+
+enum { MOST_SECONDS = 10 }; /* of processor time an input, also under the sanitizers */
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
 
 static int run(const dfcl_context *ctx, const char *path) {
     struct dfcl_map map;
@@ -16,10 +25,14 @@ static int run(const dfcl_context *ctx, const char *path) {
     if (!copy)
         return 1;
     memcpy(copy, map.data, (size_t)map.size);
+    double start = seconds();
     LLVMFuzzerTestOneInput(copy, (size_t)map.size);
+    double took = seconds() - start;
     free(copy);
     dfcl_map_close(&map);
-    return 0;
+    if (took > MOST_SECONDS)
+        fprintf(stderr, "%s: took %.1f s\n", path, took);
+    return took > MOST_SECONDS;
 }
 
 int main(int argc, char **argv) {

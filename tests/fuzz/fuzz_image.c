@@ -1,4 +1,7 @@
-/* PNG and JPEG pixels in both channel counts, PNG text. */
+/* PNG and JPEG pixels in both channel counts and as the training data they become, PNG text. */
+#define FUZZ_MEMORY ((size_t)1 << 30) /* 2^27 pixels are allowed where the bytes could hold them; turning takes them twice */
+
+#include "data/crop.h"
 #include "formats/image.h"
 #include "formats/png.h"
 #include "fuzz.h"
@@ -18,6 +21,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (im.channels != channels || im.width < 1 || im.height < 1)
             abort();
         fuzz_use(im.pixels, (size_t)im.width * (size_t)im.height * (size_t)channels);
+        uint8_t small[8 * 8 * 3];
+        s = dfcl_center_crop(ctx, im.pixels, im.width, im.height, channels, 8, small, &e);
+        if (s && s != DFCL_FORMAT)
+            abort();
+        if (!s)
+            fuzz_use(small, (size_t)(8 * 8 * channels));
         dfcl_image_free(ctx, &im);
     }
     struct dfcl_list text;

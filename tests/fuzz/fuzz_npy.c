@@ -1,10 +1,28 @@
-/* NumPy headers, C and Fortran order. */
+/* NumPy headers, C and Fortran order; latents and labels as training reads them. */
+#include "data/decode.h"
 #include "formats/npy.h"
-#include "fuzz.h"
+#include "fuzz_file.h"
+
+static void as_data(const uint8_t *data, size_t size) {
+    float latent[2 * 3 * 3];
+    int label;
+    dfcl_error e = {0};
+    fuzz_file_set(data, size);
+    const char *path = fuzz_file_link("input.npy");
+    dfcl_status s = dfcl_decode_latent(fuzz_context(), path, 2, 3, latent, &e);
+    fuzz_check(s, &e, path);
+    if (!s)
+        fuzz_use(latent, sizeof latent);
+    s = dfcl_decode_label(fuzz_context(), path, &label, &e);
+    fuzz_check(s, &e, path);
+    if (!s && (label < 0 || label >= 100000))
+        abort();
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct dfcl_npy a;
     dfcl_error e = {0};
+    as_data(data, size);
     dfcl_status s = dfcl_npy_open_memory(&a, data, size, "input", &e);
     fuzz_check(s, &e, "input");
     if (s)

@@ -1,4 +1,6 @@
 /* Zip container and pickle together, and the pickle alone: mutations rarely survive the zip's checksums. */
+#define FUZZ_MEMORY ((size_t)384 << 20) /* a pickle's graph, the views of its tensors, inflated storages */
+
 #include "formats/pickle.h"
 #include "fuzz_tensors.h"
 
