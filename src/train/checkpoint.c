@@ -10,7 +10,7 @@
 #include "formats/safetensors.h"
 
 #define STATE_FORMAT "difffit-cl checkpoint 1"
-#define CHUNK (1 << 20) /* values on the host at a time */
+#define CHUNK (INT64_C(1) << 20) /* values on the host at a time */
 
 static const struct {
     const char *name;
@@ -164,7 +164,7 @@ static dfcl_status write_tensors(const dfcl_context *ctx, const char *path, stru
                                  const char *layout, dfcl_error *err) {
     struct dfcl_st_writer *w = NULL;
     const int64_t count = dfcl_stepper_count(st);
-    float *buf = dfcl_calloc(ctx, CHUNK, sizeof *buf, err);
+    float *buf = dfcl_calloc(ctx, (size_t)DFCL_MIN(count, CHUNK), sizeof *buf, err);
     dfcl_status s = buf ? dfcl_st_writer_create(&w, ctx, path, err) : DFCL_NOMEM;
     if (!s)
         s = dfcl_st_writer_meta(w, "format", STATE_FORMAT, err);
@@ -203,7 +203,7 @@ dfcl_status dfcl_checkpoint_read_tensors(const dfcl_context *ctx, const char *di
     struct dfcl_st *f = NULL;
     const int64_t count = dfcl_stepper_count(st);
     char *path = dfcl_sprintf(ctx, err, "%s/tensors.safetensors", dir);
-    float *buf = dfcl_calloc(ctx, CHUNK, sizeof *buf, err);
+    float *buf = dfcl_calloc(ctx, (size_t)DFCL_MIN(count, CHUNK), sizeof *buf, err);
     dfcl_status s = path && buf ? dfcl_st_open(&f, ctx, path, err) : DFCL_NOMEM;
     if (!s && (!dfcl_st_meta(f, "layout") || strcmp(dfcl_st_meta(f, "layout"), layout)))
         s = dfcl_fail(err, DFCL_FORMAT, "%s: holds another set of trained parameters than this run's", path);
