@@ -406,6 +406,19 @@ dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err) {
     return s;
 }
 
+static dfcl_status check_finite(const char *path, const char *key, const float *x, const int64_t *shape, int ndim, dfcl_error *err) {
+    int64_t n = 1, i = 0;
+    for (int k = 0; k < ndim; k++)
+        n *= shape[k];
+    while (i < n && isfinite(x[i]))
+        i++;
+    if (i == n)
+        return DFCL_OK;
+    err->status = DFCL_NONFINITE;
+    snprintf(err->msg, sizeof err->msg, "%s: %s: value %lld is %g, expected a finite number", path, key, (long long)i, (double)x[i]);
+    return DFCL_NONFINITE;
+}
+
 dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, const int64_t *want, int ndim, float **out, dfcl_error *err) {
     int64_t shape[8];
     int n;
@@ -416,7 +429,7 @@ dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, co
     for (int i = 0; i < ndim && same; i++)
         same = shape[i] == want[i];
     if (same)
-        return DFCL_OK;
+        return check_finite(path, key, *out, want, ndim, err);
     char found[128] = "", expected[128] = "";
     for (int i = 0; i < n; i++)
         snprintf(found + strlen(found), sizeof found - strlen(found), "%s%lld", i ? ", " : "", (long long)shape[i]);

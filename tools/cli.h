@@ -64,7 +64,7 @@ dfcl_status cli_context(struct cli *c, dfcl_error *err);
 dfcl_status cli_open_plain(struct cli *c, dfcl_device **dev, dfcl_error *err);
 /* The same; the first use of a device on this machine runs the self-test. */
 dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err);
-/* Reads a tensor of a safetensors file whose shape must be want[0..ndim); *out is to be freed with dfcl_tensor_free, also after an error. */
+/* Reads a tensor of a safetensors file whose shape must be want[0..ndim) and whose values must be finite; *out is to be freed with dfcl_tensor_free, also after an error. */
 dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, const int64_t *want, int ndim, float **out, dfcl_error *err);
 
 /* Values of --weights and --pack (NULL: the defaults) and a progress line, into a model's parameters. 0, or the exit code after a message. */

@@ -23,7 +23,7 @@ struct dfcl_sampler {
         struct dfcl_ref net;   /* [rows, 2 values] */
         struct dfcl_ref eps, v, noise, x0; /* [batch, values] */
         struct dfcl_ref id, cond, ref, scale; /* [batch] */
-        struct dfcl_ref sum;   /* [2] */
+        struct dfcl_ref sum;   /* [2] of x, [2] of eps */
         struct dfcl_ref scratch;
     } d;
     /* host: [steps], [rows] or [batch] */
@@ -36,8 +36,8 @@ static int rows_of(const struct dfcl_sampler *s, int pictures) {
     return s->guided ? 2 * pictures : pictures;
 }
 
-static struct dfcl_sumsq finite_check(const struct dfcl_sampler *s, int pictures) {
-    return (struct dfcl_sumsq){.n = (int64_t)pictures * (int64_t)s->values, .x = s->d.x, .out = s->d.sum};
+static struct dfcl_sumsq finite_check(const struct dfcl_sampler *s, int pictures, bool eps) {
+    return (struct dfcl_sumsq){.n = (int64_t)pictures * (int64_t)s->values, .x = eps ? s->d.eps : s->d.x, .out = dfcl_ref_at(s->d.sum, eps ? 8 : 0)};
 }
 
 /* Runs twice, dry and for real. */
@@ -50,7 +50,7 @@ static dfcl_status place(struct dfcl_sampler *s, uint64_t scratch, dfcl_error *e
     } list[] = {
         {&d->x, rows * n * 4},  {&d->net, rows * 2 * n * 4}, {&d->eps, b * n * 4}, {&d->v, b * n * 4},
         {&d->noise, b * n * 4}, {&d->x0, b * n * 4},         {&d->id, b * 4},      {&d->cond, b * 4},
-        {&d->ref, b * 4},       {&d->scale, b * 4},          {&d->sum, 8},         {&d->scratch, scratch ? scratch : 4},
+        {&d->ref, b * 4},       {&d->scale, b * 4},          {&d->sum, 16},        {&d->scratch, scratch ? scratch : 4},
     };
     for (size_t i = 0; i < DFCL_COUNT(list); i++) {
         dfcl_status st = dfcl_arena_alloc(&s->arena, list[i].bytes, list[i].ref, err);
@@ -64,7 +64,7 @@ static dfcl_status take_memory(struct dfcl_sampler *s, dfcl_error *err) {
     struct dfcl_exec dry = {.dev = s->dev, .dry = true};
     dfcl_arena_init(&s->arena, s->dev, "sampler");
     dfcl_status st = place(s, 0, err);
-    struct dfcl_sumsq check = finite_check(s, s->batch);
+    struct dfcl_sumsq check = finite_check(s, s->batch, false);
     if (!st)
         st = dfcl_run(&dry, &dfcl_op_sumsq, &check, err);
     dfcl_arena_reset(&s->arena);
@@ -293,16 +293,20 @@ static dfcl_status update(struct dfcl_sampler *s, const struct batch *b, const s
     return dfcl_run(&s->ex, &dfcl_op_linear_step, &p, err);
 }
 
-/* Waits for the step. A non-finite latent ends the run here, where step and picture can still be named; `host` is room for the batch. */
+/* Waits for the step. A non-finite latent, or prediction (which clamping may hide), ends the run here, where step and picture can still be named;
+ * `host` is room for the batch. */
 static dfcl_status check(struct dfcl_sampler *s, const struct batch *b, int j, float *host, dfcl_error *err) {
-    struct dfcl_sumsq p = finite_check(s, b->m);
-    float sum[2];
-    dfcl_status st = dfcl_run(&s->ex, &dfcl_op_sumsq, &p, err);
+    struct dfcl_sumsq x = finite_check(s, b->m, false), eps = finite_check(s, b->m, true);
+    float sum[4];
+    dfcl_status st = dfcl_run(&s->ex, &dfcl_op_sumsq, &x, err);
+    if (!st)
+        st = dfcl_run(&s->ex, &dfcl_op_sumsq, &eps, err);
     if (!st)
         st = dfcl_read(s->dev, sum, s->d.sum, sizeof sum, err);
-    if (st || sum[1] == 0.0f)
+    if (st || (sum[1] == 0.0f && sum[3] == 0.0f))
         return st;
-    st = dfcl_read(s->dev, host, s->d.x, (uint64_t)b->m * s->values * 4, err);
+    bool predicted = sum[3] != 0.0f; /* it comes before the latent */
+    st = dfcl_read(s->dev, host, predicted ? s->d.eps : s->d.x, (uint64_t)b->m * s->values * 4, err);
     if (st)
         return st;
     size_t count = (size_t)b->m * s->values, at = 0;
@@ -311,10 +315,10 @@ static dfcl_status check(struct dfcl_sampler *s, const struct batch *b, int j, f
     int i = (int)(at / s->values);
     const struct dfcl_sampler_item *it = &b->items[b->first + i];
     return dfcl_fail(err, DFCL_NONFINITE,
-                     "sampling: step %d of %d (t = %d): picture %d (number %u, class row %d, domain %d): value %zu of the latent is %g, expected "
+                     "sampling: step %d of %d (t = %d): picture %d (number %u, class row %d, domain %d): value %zu of the %s is %g, expected "
                      "a finite number",
                      j + 1, s->opt.solver->steps, s->opt.solver->step[j].t, b->first + i, it->number, it->row, it->dom, at % s->values,
-                     (double)host[at]);
+                     predicted ? "predicted noise" : "latent", (double)host[at]);
 }
 
 static dfcl_status run_batch(struct dfcl_sampler *s, struct batch *b, double start, float *host, dfcl_error *err) {

@@ -455,10 +455,17 @@ static dfcl_status after_step(dfcl_trainer *t, const struct dfcl_step_result *r,
         s = write_line(t, r, lr, err);
     double line = dfcl_now();
     if (!s && due(p->sample_every, step)) {
+        dfcl_error drawing = {0};
         dfcl_free(t->ctx, t->sample_path);
         t->sample_path = NULL;
-        s = dfcl_preview(t->model, t->st, &t->run, step, p->seed, p->max_memory, &t->sample_path, err);
+        s = dfcl_preview(t->model, t->st, &t->run, step, p->seed, p->max_memory, &t->sample_path, &drawing);
         g->sample_path = t->sample_path;
+        if (s == DFCL_NONFINITE) { /* no file; the values may still be on their way to where pictures are finite */
+            dfcl_log(t->ctx, DFCL_LOG_WARN, "step %" PRId64 ": no pictures drawn: %s", step, drawing.msg);
+            s = DFCL_OK;
+        } else if (s && err) {
+            *err = drawing;
+        }
     }
     if (!s && checkpoint) {
         s = dfcl_trainer_save(t, err);

@@ -491,12 +491,12 @@ def test_sample_places():
     assert open(path("x.PNG"), "rb").read(8) == b"\x89PNG\r\n\x1a\n"
 
 
-def poison(source, name, out, value):
-    """A copy of a safetensors file whose first value of one f32 tensor is another."""
+def poison(source, name, out, value, index=0):
+    """A copy of a safetensors file in which one value of an f32 tensor is another."""
     with open(source, "rb") as f:
         data = bytearray(f.read())
     n = struct.unpack("<Q", data[:8])[0]
-    at = 8 + n + json.loads(data[8:8 + n])[name]["data_offsets"][0]
+    at = 8 + n + json.loads(data[8:8 + n])[name]["data_offsets"][0] + 4 * index
     data[at:at + 4] = struct.pack("<f", value)
     with open(out, "wb") as f:
         f.write(data)
@@ -518,6 +518,33 @@ def test_not_finite():
     fails(5, "merge", "--model", base, "--delta", bad_delta, *out, says=bias)
     fails(5, "merge", "--model", bad_base, "--delta", path("frun/delta.safetensors"), *out, says=weight)
     assert not [f for f in os.listdir(T) if f in ("nan-run", "nan.png") or f.startswith("nan.safetensors")]
+
+
+def f32_safetensors(name, key, shape, values):
+    head = json.dumps({key: {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * len(values)]}}).encode()
+    with open(path(name), "wb") as f:
+        f.write(struct.pack("<Q", len(head)) + head + struct.pack(f"<{len(values)}f", *values))
+    return path(name)
+
+
+def test_not_finite_while_drawing():
+    """Finite weights whose products are not: latents are looked at after each step, so no file is ever written from them."""
+    base, images = make_base("hbase.safetensors"), make_images("himages")
+    for i in range(4):  # products with the last layer's input add up to more than f32 holds; clamping the picture would hide that
+        base = poison(base, "final_layer.linear.weight", path(f"hbase{i}.safetensors"), 3e38, i)
+    draw = ["sample", "--device", "host", "--model", base, "-n", 1, "--classes", "0"]
+    for sampler in ("ddpm", "ddim", "dpm++"):
+        for out in (["--out", path("huge.png")], ["--out", path("huge-folder")], ["--out", path("huge.npz")], ["--save-latents", path("huge.safetensors")]):
+            fails(5, *draw, "--steps", 3, "--sampler", sampler, *out, says=["step 1 of 3", "picture 0", "value", "predicted noise", "inf", "expected a finite number"])
+    good = make_base("gbase.safetensors")
+    noise = f32_safetensors("noise.safetensors", "z", [1, 1, 8, 8], [0.5] * 9 + [float("nan")] + [0.5] * 54)
+    fails(5, "sample", "--device", "host", "--model", good, "-n", 1, "--classes", "0", "--steps", 2, "--init-noise", noise, "--out", path("huge.png"),
+          says=["noise.safetensors", "z", "value 9", "nan"])
+    assert not [f for f in os.listdir(T) if f.startswith("huge")], os.listdir(T)
+    # pictures during training: a warning, and the training decides for itself
+    _, err = small_train("h-run", base, images, "--sample-every", 1, "--max-skipped", 2, code=5)
+    assert "no pictures drawn" in err and "layer" in err and "tensor" in err, err
+    assert not os.path.exists(path("h-run/samples")) or not os.listdir(path("h-run/samples"))
 
 
 def test_diverging():
