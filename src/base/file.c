@@ -206,11 +206,15 @@ dfcl_status dfcl_file_write(const dfcl_context *ctx, const char *path, const voi
     return dfcl_writer_commit(&w, err);
 }
 
+static enum dfcl_path_kind kind_of(mode_t mode) {
+    return S_ISREG(mode) ? DFCL_PATH_FILE : S_ISDIR(mode) ? DFCL_PATH_DIR : DFCL_PATH_OTHER;
+}
+
 enum dfcl_path_kind dfcl_path_kind(const char *path) {
     struct stat st;
     if (stat(path, &st) != 0)
         return DFCL_PATH_NONE;
-    return S_ISREG(st.st_mode) ? DFCL_PATH_FILE : S_ISDIR(st.st_mode) ? DFCL_PATH_DIR : DFCL_PATH_OTHER;
+    return kind_of(st.st_mode);
 }
 
 dfcl_status dfcl_mkdirs(const dfcl_context *ctx, const char *path, dfcl_error *err) {
@@ -284,11 +288,48 @@ void dfcl_list_free(const dfcl_context *ctx, struct dfcl_list *list) {
     for (size_t i = 0; i < list->count; i++)
         dfcl_free(ctx, list->names[i]);
     dfcl_free(ctx, list->names);
+    dfcl_free(ctx, list->kinds);
     memset(list, 0, sizeof *list);
 }
 
+struct entry {
+    char *name;
+    unsigned char kind;
+};
+
 static int by_name(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
+    return strcmp(((const struct entry *)a)->name, ((const struct entry *)b)->name);
+}
+
+/* Most file systems say what an entry is as they list it; a stat of each would take longer than all the rest. */
+static enum dfcl_path_kind entry_kind(DIR *d, const struct dirent *e) {
+    struct stat st;
+    if (e->d_type == DT_REG)
+        return DFCL_PATH_FILE;
+    if (e->d_type == DT_DIR)
+        return DFCL_PATH_DIR;
+    if (e->d_type != DT_LNK && e->d_type != DT_UNKNOWN)
+        return DFCL_PATH_OTHER;
+    return fstatat(dirfd(d), e->d_name, &st, 0) == 0 ? kind_of(st.st_mode) : DFCL_PATH_NONE;
+}
+
+static dfcl_status read_entries(const dfcl_context *ctx, const char *path, DIR *d, struct entry **out, size_t *count, dfcl_error *err) {
+    size_t cap = 0;
+    for (;;) {
+        errno = 0;
+        struct dirent *e = readdir(d);
+        if (!e)
+            return errno ? dfcl_fail_errno(err, path, "cannot read folder") : DFCL_OK;
+        if (e->d_name[0] == '.')
+            continue;
+        void *p = *out;
+        dfcl_status s = dfcl_grow(ctx, &p, &cap, *count + 1, sizeof **out, err);
+        *out = p;
+        char *name = s ? NULL : dfcl_strdup(ctx, e->d_name, err);
+        if (!name)
+            return DFCL_NOMEM;
+        (*out)[(*count)++] = (struct entry){name, (unsigned char)entry_kind(d, e)};
+    }
 }
 
 dfcl_status dfcl_list_dir(const dfcl_context *ctx, const char *path, struct dfcl_list *out, dfcl_error *err) {
@@ -296,24 +337,25 @@ dfcl_status dfcl_list_dir(const dfcl_context *ctx, const char *path, struct dfcl
     DIR *d = opendir(path);
     if (!d)
         return dfcl_fail_errno(err, path, "cannot open folder");
-    dfcl_status s = DFCL_OK;
-    for (;;) {
-        errno = 0;
-        struct dirent *e = readdir(d);
-        if (!e) {
-            if (errno)
-                s = dfcl_fail_errno(err, path, "cannot read folder");
-            break;
-        }
-        if (e->d_name[0] != '.' && (s = dfcl_list_add(ctx, out, e->d_name, err)) != DFCL_OK)
-            break;
-    }
+    struct entry *all = NULL;
+    size_t n = 0;
+    dfcl_status s = read_entries(ctx, path, d, &all, &n, err);
     closedir(d);
-    if (s) {
-        dfcl_list_free(ctx, out);
-        return s;
+    if (!s && (!(out->names = dfcl_calloc(ctx, n, sizeof *out->names, err)) || !(out->kinds = dfcl_calloc(ctx, n, 1, err))))
+        s = DFCL_NOMEM;
+    if (!s && n)
+        qsort(all, n, sizeof *all, by_name);
+    for (size_t i = 0; i < n; i++) {
+        if (s) {
+            dfcl_free(ctx, all[i].name);
+            continue;
+        }
+        out->names[i] = all[i].name;
+        out->kinds[i] = all[i].kind;
     }
-    if (out->count)
-        qsort(out->names, out->count, sizeof *out->names, by_name);
-    return DFCL_OK;
+    out->count = out->cap = s ? 0 : n;
+    dfcl_free(ctx, all);
+    if (s)
+        dfcl_list_free(ctx, out);
+    return s;
 }

@@ -40,11 +40,12 @@ dfcl_status dfcl_remove_tree(const dfcl_context *ctx, const char *path, dfcl_err
 dfcl_status dfcl_sync_dir(const char *path, dfcl_error *err);
 dfcl_status dfcl_rename(const char *from, const char *to, dfcl_error *err); /* then syncs the folder of `to` */
 
-/* Entries of a folder, without those that start with '.', sorted by byte value. Each string and the array are freed by
- * dfcl_list_free. */
+/* Entries of a folder, without those that start with '.', sorted by byte value, and what each is (links are followed; NONE: a link to nothing).
+ * All of it is freed by dfcl_list_free. */
 struct dfcl_list {
     char **names;
     size_t count, cap;
+    unsigned char *kinds; /* enum dfcl_path_kind; NULL where the list is no folder's */
 };
 dfcl_status dfcl_list_dir(const dfcl_context *ctx, const char *path, struct dfcl_list *out, dfcl_error *err);
 dfcl_status dfcl_list_add(const dfcl_context *ctx, struct dfcl_list *list, const char *name, dfcl_error *err);

@@ -5,10 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 
 #include "base/json.h"
 
-#define MAX_DEPTH 16 /* of folders below a class; also ends loops of links */
+#define MAX_DEPTH 16 /* of folders below the data folder */
 #define MAX_CLASSES 100000
 
 static bool ends_with(const char *s, const char *tail) {
@@ -38,12 +39,36 @@ static dfcl_status add_item(const dfcl_context *ctx, struct dfcl_scan *scan, cha
     return DFCL_OK;
 }
 
-/* Pictures of one folder and below, in byte order of their names. label < 0: only counts what is directly here. */
-static dfcl_status scan_pictures(const dfcl_context *ctx, struct dfcl_scan *scan, const char *dir, int label, int depth,
+/* A folder that is being read, and the one it was found in. */
+struct level {
+    const struct level *above;
+    dev_t dev;
+    ino_t ino;
+    int depth;
+};
+
+/* A link to a folder above would be followed for ever. */
+static dfcl_status enter(struct level *l, const struct level *above, const char *dir, dfcl_error *err) {
+    struct stat st;
+    if (stat(dir, &st) != 0)
+        return dfcl_fail_errno(err, dir, "cannot open folder");
+    *l = (struct level){above, st.st_dev, st.st_ino, above ? above->depth + 1 : 0};
+    for (; above; above = above->above)
+        if (above->ino == st.st_ino && above->dev == st.st_dev)
+            return dfcl_fail(err, DFCL_FORMAT, "%s: a link to a folder that it lies in", dir);
+    if (l->depth > MAX_DEPTH)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: folders nested more than %d deep", dir, MAX_DEPTH);
+    return DFCL_OK;
+}
+
+/* Pictures of one folder and below, in byte order of their names. A link to nothing that is called like a picture is a bad one. */
+static dfcl_status scan_pictures(const dfcl_context *ctx, struct dfcl_scan *scan, const char *dir, int label, const struct level *above,
                                  size_t *other, dfcl_error *err) {
     struct dfcl_list list;
-    if (depth > MAX_DEPTH)
-        return dfcl_fail(err, DFCL_FORMAT, "%s: folders nested more than %d deep", dir, MAX_DEPTH);
+    struct level here;
+    dfcl_status entered = enter(&here, above, dir, err);
+    if (entered)
+        return entered;
     dfcl_status s = dfcl_list_dir(ctx, dir, &list, err);
     for (size_t i = 0; !s && i < list.count; i++) {
         char *path = dfcl_sprintf(ctx, err, "%s/%s", dir, list.names[i]);
@@ -51,13 +76,12 @@ static dfcl_status scan_pictures(const dfcl_context *ctx, struct dfcl_scan *scan
             s = DFCL_NOMEM;
             break;
         }
-        enum dfcl_path_kind kind = dfcl_path_kind(path);
-        if (kind == DFCL_PATH_FILE && is_picture(path)) {
+        if ((list.kinds[i] == DFCL_PATH_FILE || list.kinds[i] == DFCL_PATH_NONE) && is_picture(path)) {
             s = add_item(ctx, scan, path, NULL, label, err);
             continue;
         }
-        if (kind == DFCL_PATH_DIR)
-            s = scan_pictures(ctx, scan, path, label, depth + 1, other, err);
+        if (list.kinds[i] == DFCL_PATH_DIR)
+            s = scan_pictures(ctx, scan, path, label, &here, other, err);
         else
             ++*other;
         dfcl_free(ctx, path);
@@ -88,13 +112,14 @@ static dfcl_status check_name(const char *path, const char *name, dfcl_error *er
 
 static dfcl_status scan_images(const dfcl_context *ctx, const char *path, const struct dfcl_list *top, struct dfcl_scan *out,
                                dfcl_error *err) {
-    dfcl_status s = DFCL_OK;
     size_t other = 0, folders = 0, here = 0;
+    struct level root;
+    dfcl_status s = enter(&root, NULL, path, err);
     for (size_t i = 0; !s && i < top->count; i++) {
         char *sub = dfcl_sprintf(ctx, err, "%s/%s", path, top->names[i]);
         if (!sub)
             return DFCL_NOMEM;
-        if (dfcl_path_kind(sub) == DFCL_PATH_DIR) {
+        if (top->kinds[i] == DFCL_PATH_DIR) {
             size_t before = out->count;
             folders++;
             if (out->classes.count >= MAX_CLASSES)
@@ -102,7 +127,7 @@ static dfcl_status scan_images(const dfcl_context *ctx, const char *path, const 
             if (!s)
                 s = check_name(path, top->names[i], err);
             if (!s)
-                s = scan_pictures(ctx, out, sub, (int)out->classes.count, 1, &other, err);
+                s = scan_pictures(ctx, out, sub, (int)out->classes.count, &root, &other, err);
             if (!s && out->count == before)
                 s = dfcl_fail(err, DFCL_FORMAT, "%s: no PNG or JPEG pictures in this class folder", sub);
             if (!s)
@@ -115,7 +140,7 @@ static dfcl_status scan_images(const dfcl_context *ctx, const char *path, const 
     if (s)
         return s;
     if (!folders) {
-        s = scan_pictures(ctx, out, path, 0, MAX_DEPTH, &other, err);
+        s = scan_pictures(ctx, out, path, 0, NULL, &other, err);
         char *name = s ? NULL : folder_name(ctx, path, err);
         if (name)
             s = check_name(path, name, err);

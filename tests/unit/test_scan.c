@@ -85,6 +85,37 @@ static void flat_folder(void **state) {
     dfcl_scan_free(ctx, &s);
 }
 
+/* Links count as what they point at; one to nothing is a file that cannot be read; one to a folder above has no end. */
+static void link_to(const char *target, const char *name) {
+    char from[256], to[256];
+    snprintf(to, sizeof to, "%s/%s", root, target);
+    snprintf(from, sizeof from, "%s/%s", root, name);
+    assert_int_equal(symlink(to, from), 0);
+}
+
+static void links(void **state) {
+    (void)state;
+    struct dfcl_scan s;
+    dfcl_error e = {0};
+    char data[256];
+    snprintf(data, sizeof data, "%s/data", root);
+    put("elsewhere/far/1.png", "");
+    put("data/a/real.png", "");
+    link_to("elsewhere", "data/b");
+    link_to("elsewhere/far/1.png", "data/a/link.png");
+    link_to("nothing.png", "data/a/void.png");
+    link_to("nothing.txt", "data/a/void.txt");
+    assert_int_equal(dfcl_scan_folder(ctx, data, &s, NULL), DFCL_OK);
+    static const char *const want[] = {"/a/link.png", "/a/real.png", "/a/void.png", "/b/far/1.png"};
+    assert_int_equal(s.count, 4);
+    for (size_t i = 0; i < 4; i++)
+        assert_string_equal(s.items[i].path + strlen(data), want[i]);
+    dfcl_scan_free(ctx, &s);
+    link_to("data", "elsewhere/far/round");
+    assert_int_equal(dfcl_scan_folder(ctx, data, &s, &e), DFCL_FORMAT);
+    assert_non_null(strstr(e.msg, "far/round: a link to a folder that it lies in"));
+}
+
 static void nothing_there(void **state) {
     (void)state;
     struct dfcl_scan s;
@@ -129,6 +160,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(class_folders, setup, teardown),
         cmocka_unit_test_setup_teardown(flat_folder, setup, teardown),
+        cmocka_unit_test_setup_teardown(links, setup, teardown),
         cmocka_unit_test_setup_teardown(nothing_there, setup, teardown),
         cmocka_unit_test_setup_teardown(latents, setup, teardown),
     };
