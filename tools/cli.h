@@ -77,6 +77,12 @@ int cli_activations(struct cli *c, const char *activations, struct dfcl_model_pa
 #define CLI_ACTIVATIONS_OPTION(activations)                                                                                             \
     {"--activations", CLI_STR, activations, "T", "type in which backward's activations are kept: f32, bf16; auto (default): bf16 with bf16 weights", 0, 0}
 
+/* How pictures of a folder are read. */
+#define CLI_PICTURE_OPTIONS(crop, alpha, skip_bad)                                                                                 \
+    {"--crop", CLI_STR, crop, "HOW", "pictures: center (default), or random, another part each time", 0, 0},                       \
+    {"--alpha", CLI_STR, alpha, "HOW", "pictures: transparency on white (default), or drop: the colour under it", 0, 0},           \
+    {"--skip-bad", CLI_FLAG, skip_bad, NULL, "leave out files that cannot be read instead of stopping", 0, 0}
+
 /* After cli_catch_signals(): 0 until SIGINT or SIGTERM asks to stop, then the exit code for it, 130 or 143. A second signal ends the program at once. */
 void cli_catch_signals(void);
 int cli_interrupted(void);

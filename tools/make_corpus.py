@@ -380,7 +380,12 @@ def image_corpus():
     jpg = pil("rgb.jpg", rgb, "JPEG", quality=95, subsampling=0)
     pil("grey.jpg", quadrants("L"), "JPEG", quality=95)
     pil("progressive.jpg", rgb, "JPEG", quality=95, progressive=True)
-    pil("cmyk.jpg", rgb.convert("CMYK"), "JPEG")
+    cmyk = pil("cmyk.jpg", rgb.convert("CMYK"), "JPEG")
+    save(t, "cmyk-cut.jpg", cmyk[:-60])
+    at = cmyk.index(b"\xff\xc0")
+    save(t, "cmyk-huge.jpg", cmyk[:at + 5] + struct.pack(">HH", 11585, 11585) + cmyk[at + 9:])
+    at = cmyk.index(b"Adobe") + 11  # how the components were transformed: not, or to YCCK
+    save(t, "ycck.jpg", cmyk[:at] + b"\2" + cmyk[at + 1:])
     for i in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = i

@@ -23,6 +23,9 @@ golden=$root/tests/golden
 stage "gcc: build"
 gcc_build || return 0 # nothing below could run
 gcc_suites
+if step "wheels: Pillow, NumPy" wheels Pillow numpy; then
+    step "pictures against Pillow" "$venv/bin/python" "$root/tests/cli/test_pillow.py" "$work/gcc/tests/cli/dump_pictures" || true
+fi
 
 stage "kernels: Intel's OpenCL runtime"
 intel() { bash "$root/tests/with_intel.sh" "$venv" "$@"; }

@@ -34,6 +34,9 @@ struct dfcl_train_params {
     int no_ema_warmup;     /* 1: plain decay from the first step */
     double label_dropout;  /* [0.1]; negative: none */
     int flip;              /* 1: random horizontal flips */
+    const char *crop;      /* pictures: ["center"], "random" (another one each time) */
+    const char *alpha;     /* pictures: transparency on ["white"], or "drop"ped, so that the stored colour shows */
+    int skip_bad;          /* 1: all pictures are read first, and those that cannot be are left out with a warning; [0: an error] */
     uint64_t seed;         /* [0] */
     int64_t checkpoint_every; /* [0: at the end and when interrupted] */
     int keep;              /* [2] newest checkpoints kept */
@@ -70,6 +73,7 @@ struct dfcl_train_summary {
     int classes;
     int64_t images;         /* to train on */
     int64_t held_out;       /* not trained on */
+    int64_t bad;            /* files left out (skip_bad) */
     uint64_t planned_bytes, peak_bytes; /* device memory */
     int micro_batch;
     const char *recompute;  /* "none", "cheap", "block" */

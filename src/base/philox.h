@@ -23,6 +23,7 @@ enum dfcl_stream {
     DFCL_STREAM_SAMPLE_STEP = 8, /* ancestral noise: step = step number from 0 */
     DFCL_STREAM_VAL = 9,        /* held-out evaluation: timesteps and noise */
     DFCL_STREAM_TEST = 10,
+    DFCL_STREAM_CROP = 11,      /* random crops: element 0 the shorter side, 1 the row, 2 the column */
 };
 
 void dfcl_philox(uint64_t seed, const uint32_t counter[4], uint32_t out[4]);

@@ -3,6 +3,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/philox.h"
+
+#define MAX_SIDE 65536 /* of a crop */
+
 static double box(double x) {
     return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
 }
@@ -67,9 +71,36 @@ static dfcl_status taps_make(const dfcl_context *ctx, struct taps *t, int from, 
     return DFCL_OK;
 }
 
-static uint8_t round8(int64_t v) {
+/* 255 times the weights' absolute sum, at most 1.4 with these filters, stays below 2^31. */
+static inline uint8_t round8(int32_t v) {
     v = (v + (1 << (FRACTION - 1))) >> FRACTION;
     return v <= 0 ? 0 : v >= 255 ? 255 : (uint8_t)v;
+}
+
+/* One row to dw columns. Called with c as a constant, so that the compiler keeps the sums in registers. */
+static inline void resample_row(const uint8_t *src, int w, const int c, const struct taps *t, uint8_t *dst, int dw) {
+    for (int x = 0; x < dw; x++) {
+        const int32_t *wt = t->weight + (size_t)x * (size_t)t->taps;
+        const uint8_t *p = src + (size_t)t->first[x] * (size_t)c;
+        int n = DFCL_MIN(t->taps, w - t->first[x]);
+        int32_t v[4] = {0};
+        for (int i = 0; i < n; i++, p += c)
+            for (int k = 0; k < c; k++)
+                v[k] += wt[i] * p[k];
+        for (int k = 0; k < c; k++)
+            *dst++ = round8(v[k]);
+    }
+}
+
+static void resample_rows(const uint8_t *src, int w, int h, int c, const struct taps *t, uint8_t *dst, int dw) {
+    const size_t from = (size_t)w * (size_t)c, to = (size_t)dw * (size_t)c;
+    for (int y = 0; y < h; y++, src += from, dst += to)
+        if (c == 1)
+            resample_row(src, w, 1, t, dst, dw);
+        else if (c == 3)
+            resample_row(src, w, 3, t, dst, dw);
+        else
+            resample_row(src, w, c, t, dst, dw);
 }
 
 dfcl_status dfcl_resample(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, enum dfcl_filter filter,
@@ -78,6 +109,7 @@ dfcl_status dfcl_resample(const dfcl_context *ctx, const uint8_t *src, int w, in
         return dfcl_fail(err, DFCL_USAGE, "resize: %dx%d with %d channels to %dx%d", w, h, c, dw, dh);
     struct taps tx = {0}, ty = {0};
     uint8_t *mid = NULL;
+    int32_t *sum = NULL;
     dfcl_status s = taps_make(ctx, &tx, w, dw, filter, err);
     if (!s)
         s = taps_make(ctx, &ty, h, dh, filter, err);
@@ -85,36 +117,27 @@ dfcl_status dfcl_resample(const dfcl_context *ctx, const uint8_t *src, int w, in
         goto out;
     size_t row = (size_t)dw * (size_t)c;
     mid = dfcl_calloc(ctx, (size_t)h, row, err);
-    if (!mid) {
+    sum = dfcl_calloc(ctx, row, sizeof *sum, err);
+    if (!mid || !sum) {
         s = DFCL_NOMEM;
         goto out;
     }
-    for (int y = 0; y < h; y++)
-        for (int x = 0; x < dw; x++) {
-            const int32_t *wt = tx.weight + (size_t)x * (size_t)tx.taps;
-            int lo = tx.first[x], n = DFCL_MIN(tx.taps, w - lo);
-            for (int k = 0; k < c; k++) {
-                const uint8_t *p = src + ((size_t)y * (size_t)w + (size_t)lo) * (size_t)c + k;
-                int64_t v = 0;
-                for (int i = 0; i < n; i++)
-                    v += (int64_t)wt[i] * p[(size_t)i * (size_t)c];
-                mid[(size_t)y * row + (size_t)x * (size_t)c + (size_t)k] = round8(v);
-            }
-        }
+    resample_rows(src, w, h, c, &tx, mid, dw);
     for (int y = 0; y < dh; y++) {
         const int32_t *wt = ty.weight + (size_t)y * (size_t)ty.taps;
         int lo = ty.first[y], n = DFCL_MIN(ty.taps, h - lo);
-        for (size_t x = 0; x < row; x++) {
-            int64_t v = 0;
-            for (int i = 0; i < n; i++)
-                v += (int64_t)wt[i] * mid[(size_t)(lo + i) * row + x];
-            dst[(size_t)y * row + x] = round8(v);
-        }
+        memset(sum, 0, row * sizeof *sum);
+        for (int i = 0; i < n; i++)
+            for (size_t x = 0; x < row && wt[i]; x++)
+                sum[x] += wt[i] * mid[(size_t)(lo + i) * row + x];
+        for (size_t x = 0; x < row; x++)
+            dst[(size_t)y * row + x] = round8(sum[x]);
     }
 out:
     taps_free(ctx, &tx);
     taps_free(ctx, &ty);
     dfcl_free(ctx, mid);
+    dfcl_free(ctx, sum);
     return s;
 }
 
@@ -125,41 +148,72 @@ static int round_even(double v) {
     return d > 0.5 || (d == 0.5 && i % 2) ? i + 1 : i;
 }
 
+/* Halved while the shorter side is at least twice `shorter`, then bicubic to it. *out is src where nothing changes, else *own. */
+static dfcl_status fit(const dfcl_context *ctx, const uint8_t *src, int *w, int *h, int c, int shorter, const uint8_t **out,
+                       uint8_t **own, dfcl_error *err) {
+    *out = src;
+    for (;;) {
+        bool halve = DFCL_MIN(*w, *h) / 2 >= shorter;
+        double scale = (double)shorter / DFCL_MIN(*w, *h);
+        int nw = halve ? *w / 2 : DFCL_MAX(round_even(*w * scale), shorter), nh = halve ? *h / 2 : DFCL_MAX(round_even(*h * scale), shorter);
+        if (nw == *w && nh == *h)
+            return DFCL_OK;
+        size_t n;
+        if (!dfcl_mul_size((size_t)nw, (size_t)nh, &n))
+            return dfcl_fail(err, DFCL_NOMEM, "picture too large to resize: %d x %d to %d x %d", *w, *h, nw, nh);
+        uint8_t *next = dfcl_calloc(ctx, n, (size_t)c, err);
+        if (!next)
+            return DFCL_NOMEM;
+        dfcl_status s = dfcl_resample(ctx, *out, *w, *h, c, halve ? DFCL_FILTER_BOX : DFCL_FILTER_BICUBIC, next, nw, nh, err);
+        dfcl_free(ctx, *own);
+        *out = *own = next;
+        *w = nw;
+        *h = nh;
+        if (s || !halve)
+            return s;
+    }
+}
+
+static void cut(const uint8_t *src, int w, int c, int x0, int y0, int side, uint8_t *out) {
+    const size_t row = (size_t)side * (size_t)c;
+    for (int y = 0; y < side; y++)
+        memcpy(out + (size_t)y * row, src + ((size_t)(y0 + y) * (size_t)w + (size_t)x0) * (size_t)c, row);
+}
+
+static dfcl_status check(int w, int h, int c, int side, dfcl_error *err) {
+    if (w < 1 || h < 1 || c < 1 || c > 4 || side < 1 || side > MAX_SIDE)
+        return dfcl_fail(err, DFCL_USAGE, "crop: %dx%d with %d channels to %d", w, h, c, side);
+    return DFCL_OK;
+}
+
 dfcl_status dfcl_center_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int side, uint8_t *out,
                              dfcl_error *err) {
-    if (w < 1 || h < 1 || c < 1 || c > 4 || side < 1)
-        return dfcl_fail(err, DFCL_USAGE, "crop: %dx%d with %d channels to %d", w, h, c, side);
-    const uint8_t *cur = src;
-    uint8_t *own = NULL, *next;
-    dfcl_status s = DFCL_OK;
-    while (DFCL_MIN(w, h) / 2 >= side) {
-        next = dfcl_calloc(ctx, (size_t)(w / 2) * (size_t)(h / 2), (size_t)c, err);
-        s = next ? dfcl_resample(ctx, cur, w, h, c, DFCL_FILTER_BOX, next, w / 2, h / 2, err) : DFCL_NOMEM;
-        dfcl_free(ctx, own);
-        own = next;
-        cur = own;
-        if (s)
-            goto out;
-        w /= 2;
-        h /= 2;
+    const uint8_t *cur;
+    uint8_t *own = NULL;
+    dfcl_status s = check(w, h, c, side, err);
+    if (!s)
+        s = fit(ctx, src, &w, &h, c, side, &cur, &own, err);
+    if (!s)
+        cut(cur, w, c, (w - side) / 2, (h - side) / 2, side, out);
+    dfcl_free(ctx, own);
+    return s;
+}
+
+dfcl_status dfcl_random_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int side,
+                             const struct dfcl_crop_draw *draw, uint8_t *out, dfcl_error *err) {
+    const uint8_t *cur;
+    uint8_t *own = NULL;
+    dfcl_status s = check(w, h, c, side, err);
+    if (s)
+        return s;
+    int largest = (5 * side + 3) / 4; /* ceil(side / 0.8) */
+    int shorter = side + (int)dfcl_uniform_int(draw->seed, DFCL_STREAM_CROP, draw->step, draw->sample, 0, (uint32_t)(largest - side + 1));
+    s = fit(ctx, src, &w, &h, c, shorter, &cur, &own, err);
+    if (!s) {
+        int y = (int)dfcl_uniform_int(draw->seed, DFCL_STREAM_CROP, draw->step, draw->sample, 1, (uint32_t)(h - side + 1));
+        int x = (int)dfcl_uniform_int(draw->seed, DFCL_STREAM_CROP, draw->step, draw->sample, 2, (uint32_t)(w - side + 1));
+        cut(cur, w, c, x, y, side, out);
     }
-    double scale = (double)side / DFCL_MIN(w, h);
-    int nw = DFCL_MAX(round_even(w * scale), side), nh = DFCL_MAX(round_even(h * scale), side);
-    if (nw != w || nh != h) {
-        size_t bytes;
-        next = dfcl_mul_size((size_t)nw, (size_t)nh, &bytes) ? dfcl_calloc(ctx, bytes, (size_t)c, err) : NULL;
-        s = next ? dfcl_resample(ctx, cur, w, h, c, DFCL_FILTER_BICUBIC, next, nw, nh, err) : DFCL_NOMEM;
-        dfcl_free(ctx, own);
-        own = next;
-        cur = own;
-        if (s)
-            goto out;
-    }
-    int x0 = (nw - side) / 2, y0 = (nh - side) / 2;
-    for (int y = 0; y < side; y++)
-        memcpy(out + (size_t)y * (size_t)side * (size_t)c, cur + ((size_t)(y0 + y) * (size_t)nw + (size_t)x0) * (size_t)c,
-               (size_t)side * (size_t)c);
-out:
     dfcl_free(ctx, own);
     return s;
 }

@@ -16,4 +16,14 @@ dfcl_status dfcl_resample(const dfcl_context *ctx, const uint8_t *src, int w, in
 dfcl_status dfcl_center_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int side, uint8_t *out,
                              dfcl_error *err);
 
+/* Where a random crop's draws come from: stream CROP of docs/formats.md. */
+struct dfcl_crop_draw {
+    uint64_t seed;
+    uint32_t step, sample;
+};
+/* guided-diffusion's random crop: a shorter side drawn from `side` to `side` / 0.8 (element 0 of the draw), the same halving and bicubic to it, then
+ * a square whose row and column are drawn (elements 1 and 2). */
+dfcl_status dfcl_random_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int side,
+                             const struct dfcl_crop_draw *draw, uint8_t *out, dfcl_error *err);
+
 #endif

@@ -1,64 +1,11 @@
-#include "data/dataset.h"
-
-#include <errno.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "base/philox.h"
 #include "base/sha256.h"
-#include "data/decode.h"
-#include "data/order.h"
-#include "data/scan.h"
-
-enum slot_state { SLOT_EMPTY, SLOT_READY, SLOT_FAILED };
-
-/* A sample decoded ahead: sample g lies in slot g mod slot_count. */
-struct slot {
-    enum slot_state state;
-    uint64_t g;
-    unsigned char *bytes;
-    dfcl_error err;
-};
-
-struct dfcl_dataset {
-    const dfcl_context *ctx;
-    struct dfcl_dataset_options opt;
-    struct dfcl_scan scan;
-    char **made_names; /* decimal names, when the data brings none */
-    const char **names;
-    int classes;
-    size_t values, sample_bytes; /* of one sample: values as f32, bytes as kept */
-    char fingerprint[65];
-    uint32_t *items;         /* [scan.count] places in the scan: to train on, ascending, then held out, shuffled */
-    uint32_t train_count;
-    struct dfcl_order order; /* of the first train_count items */
-    unsigned char *cache; /* [count][sample_bytes], or NULL */
-
-    /* Reading ahead. `lock` guards what follows, and the order once threads run. */
-    pthread_mutex_t lock;
-    pthread_cond_t work, ready;
-    bool sync_made, stop;
-    pthread_t *threads;
-    int thread_count;
-    struct slot *slots;
-    uint64_t slot_count;
-    uint64_t head;       /* next sample to be fetched */
-    uint64_t taken;      /* next sample a thread will decode */
-    uint64_t generation; /* grows with every jump: results for the old position are dropped */
-};
-
-/* ---- decoding ---- */
-
-static dfcl_status decode(const struct dfcl_dataset *ds, size_t item, unsigned char *out, dfcl_error *err) {
-    const char *path = ds->scan.items[item].path;
-    if (ds->scan.latent)
-        return dfcl_decode_latent(ds->ctx, path, ds->opt.channels, ds->opt.side, (float *)(void *)out, err);
-    return dfcl_decode_picture(ds->ctx, path, ds->opt.channels, ds->opt.side, out, err);
-}
+#include "data/dataset_internal.h"
 
 /* Kept bytes -> f32 CHW, mirrored if asked. */
 static void expand(const struct dfcl_dataset *ds, const unsigned char *bytes, bool mirror, float *out) {
@@ -73,128 +20,6 @@ static void expand(const struct dfcl_dataset *ds, const unsigned char *bytes, bo
                 size_t from = mirror ? side - 1 - x : x;
                 out[(c * side + y) * side + x] = (float)bytes[(y * side + from) * ch + c] / 127.5f - 1.0f;
             }
-}
-
-/* ---- filling the cache ---- */
-
-/* Labels of latents always, samples when cached. Files are handed out in order; the error of the first bad one is kept, so that the message does
- * not depend on the timing of the threads. */
-struct preload {
-    struct dfcl_dataset *ds;
-    size_t next, bad;
-    dfcl_error err;
-};
-
-static void *preload_thread(void *user) {
-    struct preload *p = user;
-    struct dfcl_dataset *ds = p->ds;
-    for (;;) {
-        pthread_mutex_lock(&ds->lock);
-        size_t i = p->next++;
-        bool over = i >= ds->scan.count || i > p->bad;
-        pthread_mutex_unlock(&ds->lock);
-        if (over)
-            return NULL;
-        dfcl_error e = {0};
-        dfcl_status s = DFCL_OK;
-        if (ds->scan.latent)
-            s = dfcl_decode_label(ds->ctx, ds->scan.items[i].label_path, &ds->scan.items[i].label, &e);
-        if (!s && ds->cache)
-            s = decode(ds, i, ds->cache + i * ds->sample_bytes, &e);
-        if (s) {
-            pthread_mutex_lock(&ds->lock);
-            if (i < p->bad) {
-                p->bad = i;
-                p->err = e;
-                p->err.status = s;
-            }
-            pthread_mutex_unlock(&ds->lock);
-        }
-    }
-}
-
-static dfcl_status preload(struct dfcl_dataset *ds, dfcl_error *err) {
-    struct preload p = {.ds = ds, .bad = SIZE_MAX};
-    int want = DFCL_MIN(ds->ctx->p.threads, 16), started = 0;
-    pthread_t *t = dfcl_calloc(ds->ctx, (size_t)want, sizeof *t, err);
-    if (!t)
-        return DFCL_NOMEM;
-    /* This thread works too, so a system that gives no threads still gets there. */
-    while (started < want - 1 && pthread_create(&t[started], NULL, preload_thread, &p) == 0)
-        started++;
-    preload_thread(&p);
-    for (int i = 0; i < started; i++)
-        pthread_join(t[i], NULL);
-    dfcl_free(ds->ctx, t);
-    if (p.bad != SIZE_MAX) {
-        if (err)
-            *err = p.err;
-        return p.err.status;
-    }
-    return DFCL_OK;
-}
-
-/* ---- reading ahead ---- */
-
-/* Threads that compute on the same processors go first; while they wait for data, all is free. Linux only: elsewhere a priority is the
- * whole process's. Not being allowed to is no harm. */
-static void give_way(void) {
-#ifdef __linux__
-    errno = 0;
-    int now = getpriority(PRIO_PROCESS, 0);
-    if (now != -1 || !errno)
-        setpriority(PRIO_PROCESS, 0, now + 10);
-#endif
-}
-
-static void *ahead_thread(void *user) {
-    struct dfcl_dataset *ds = user;
-    give_way();
-    unsigned char *bytes = dfcl_calloc(ds->ctx, 1, ds->sample_bytes, NULL);
-    pthread_mutex_lock(&ds->lock);
-    for (;;) {
-        while (!ds->stop && ds->taken >= ds->head + ds->slot_count)
-            pthread_cond_wait(&ds->work, &ds->lock);
-        if (ds->stop)
-            break;
-        uint64_t g = ds->taken++, generation = ds->generation;
-        size_t item = ds->items[dfcl_order_item(&ds->order, g)];
-        pthread_mutex_unlock(&ds->lock);
-        dfcl_error e = {0};
-        dfcl_status s = bytes ? decode(ds, item, bytes, &e) : dfcl_fail(&e, DFCL_NOMEM, "out of host memory for reading ahead");
-        pthread_mutex_lock(&ds->lock);
-        if (generation != ds->generation)
-            continue;
-        struct slot *slot = &ds->slots[g % ds->slot_count];
-        slot->g = g;
-        slot->state = s ? SLOT_FAILED : SLOT_READY;
-        slot->err = e;
-        if (!s)
-            memcpy(slot->bytes, bytes, ds->sample_bytes);
-        pthread_cond_broadcast(&ds->ready);
-    }
-    pthread_mutex_unlock(&ds->lock);
-    dfcl_free(ds->ctx, bytes);
-    return NULL;
-}
-
-static dfcl_status start_ahead(struct dfcl_dataset *ds, dfcl_error *err) {
-    int want = ds->opt.threads > 0 ? ds->opt.threads : 1;
-    ds->slot_count = (uint64_t)(ds->opt.ahead > 0 ? ds->opt.ahead : 64);
-    ds->slots = dfcl_calloc(ds->ctx, (size_t)ds->slot_count, sizeof *ds->slots, err);
-    ds->threads = dfcl_calloc(ds->ctx, (size_t)want, sizeof *ds->threads, err);
-    if (!ds->slots || !ds->threads)
-        return DFCL_NOMEM;
-    for (uint64_t i = 0; i < ds->slot_count; i++) {
-        ds->slots[i].bytes = dfcl_calloc(ds->ctx, 1, ds->sample_bytes, err);
-        if (!ds->slots[i].bytes)
-            return DFCL_NOMEM;
-    }
-    while (ds->thread_count < want && pthread_create(&ds->threads[ds->thread_count], NULL, ahead_thread, ds) == 0)
-        ds->thread_count++;
-    if (!ds->thread_count)
-        return dfcl_fail(err, DFCL_NOMEM, "%s: no thread for reading ahead", ds->opt.path);
-    return DFCL_OK;
 }
 
 /* ---- opening ---- */
@@ -326,6 +151,10 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
                       opt->path, opt->channels);
         goto out;
     }
+    if (ds->scan.latent && (opt->random_crop || opt->alpha != DFCL_ALPHA_WHITE)) {
+        s = dfcl_fail(err, DFCL_USAGE, "%s: holds latents: crop and alpha are of the pictures that they were made from", opt->path);
+        goto out;
+    }
     if (ds->scan.latent && opt->flip) {
         s = dfcl_fail(err, DFCL_USAGE, "%s: holds latents, which cannot be mirrored: a mirrored latent is not that of the mirrored picture",
                       opt->path);
@@ -339,15 +168,14 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
         s = dfcl_fail(err, DFCL_NOMEM, "data: samples of %dx%dx%d are too large", opt->channels, opt->side, opt->side);
         goto out;
     }
-    if (dfcl_mul_size(ds->scan.count, ds->sample_bytes, &total) && total <= limit) {
+    if (!opt->random_crop && dfcl_mul_size(ds->scan.count, ds->sample_bytes, &total) && total <= limit) {
         ds->cache = dfcl_calloc(ctx, total, 1, err);
         if (!ds->cache) {
             s = DFCL_NOMEM;
             goto out;
         }
     }
-    if (ds->cache || ds->scan.latent)
-        s = preload(ds, err);
+    s = dfcl_dataset_preload(ds, err);
     if (!s)
         s = find_classes(ds, err);
     if (!s)
@@ -357,7 +185,7 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
     if (!s)
         s = dfcl_order_init(&ds->order, ctx, opt->seed, ds->train_count, err);
     if (!s && !ds->cache)
-        s = start_ahead(ds, err);
+        s = dfcl_dataset_start(ds, err);
 out:
     if (s)
         dfcl_dataset_close(&ds);
@@ -370,14 +198,7 @@ void dfcl_dataset_close(struct dfcl_dataset **dsp) {
     if (!ds)
         return;
     const dfcl_context *ctx = ds->ctx;
-    if (ds->thread_count) {
-        pthread_mutex_lock(&ds->lock);
-        ds->stop = true;
-        pthread_cond_broadcast(&ds->work);
-        pthread_mutex_unlock(&ds->lock);
-        for (int i = 0; i < ds->thread_count; i++)
-            pthread_join(ds->threads[i], NULL);
-    }
+    dfcl_dataset_stop(ds);
     if (ds->sync_made) {
         pthread_mutex_destroy(&ds->lock);
         pthread_cond_destroy(&ds->work);
@@ -407,6 +228,9 @@ int64_t dfcl_dataset_count(const struct dfcl_dataset *ds) {
 }
 int64_t dfcl_dataset_held_out_count(const struct dfcl_dataset *ds) {
     return (int64_t)ds->scan.count - (int64_t)ds->train_count;
+}
+int64_t dfcl_dataset_bad(const struct dfcl_dataset *ds) {
+    return ds->bad;
 }
 int dfcl_dataset_classes(const struct dfcl_dataset *ds) {
     return ds->classes;
@@ -439,7 +263,7 @@ dfcl_status dfcl_dataset_held_out(struct dfcl_dataset *ds, int64_t i, float *x, 
         return DFCL_OK;
     }
     unsigned char *bytes = dfcl_calloc(ds->ctx, 1, ds->sample_bytes, err);
-    dfcl_status s = bytes ? decode(ds, item, bytes, err) : DFCL_NOMEM;
+    dfcl_status s = bytes ? dfcl_dataset_decode(ds, item, NULL, bytes, err) : DFCL_NOMEM;
     if (!s)
         expand(ds, bytes, false, x);
     dfcl_free(ds->ctx, bytes);
@@ -453,7 +277,7 @@ dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, f
         ds->generation++;
         ds->head = ds->taken = first;
         for (uint64_t i = 0; i < ds->slot_count; i++)
-            ds->slots[i].state = SLOT_EMPTY;
+            ds->slots[i].state = DFCL_SLOT_EMPTY;
         pthread_cond_broadcast(&ds->work);
     }
     for (int i = 0; !s && i < n; i++) {
@@ -467,10 +291,10 @@ dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, f
             expand(ds, ds->cache + item * ds->sample_bytes, mirror, to);
             continue;
         }
-        struct slot *slot = &ds->slots[g % ds->slot_count];
-        while (slot->state == SLOT_EMPTY || slot->g != g)
+        struct dfcl_slot *slot = &ds->slots[g % ds->slot_count];
+        while (slot->state == DFCL_SLOT_EMPTY || slot->g != g)
             pthread_cond_wait(&ds->ready, &ds->lock);
-        if (slot->state == SLOT_FAILED) {
+        if (slot->state == DFCL_SLOT_FAILED) {
             s = slot->err.status;
             if (err)
                 *err = slot->err;
@@ -480,7 +304,7 @@ dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, f
             expand(ds, slot->bytes, mirror, to);
             pthread_mutex_lock(&ds->lock);
         }
-        slot->state = SLOT_EMPTY;
+        slot->state = DFCL_SLOT_EMPTY;
         ds->head = g + 1;
         pthread_cond_signal(&ds->work);
     }

@@ -5,9 +5,10 @@
  *                     without sub-folders is one class that has the folder's name. Pixel models only (1 or 3 channels).
  *   latents:          NAME_features/K.npy with NAME_labels/K.npy beside it, as fast-DiT writes them: f32 or f16 [1,C,S,S] or [C,S,S],
  *                     integer label. class_names.txt (one name a line) may lie beside both folders.
- * Samples come as f32 CHW; pictures in [-1, 1] after ADM's centre crop (data/crop.h) to the model's side.
+ * Samples come as f32 CHW; pictures in [-1, 1] after ADM's crop (data/crop.h) to the model's side.
  *
- * Sets up to `cache_bytes` are decoded when the set is opened and stay in memory; larger ones are decoded ahead by background threads.
+ * Every file is read when the set is opened, so that a bad one shows before any work is done. Sets up to `cache_bytes` stay in memory; larger
+ * ones are decoded again, ahead, by background threads.
  *
  * Order: the run's sample g (0, 1, ...) is position g mod count of epoch g / count. Each epoch is a Fisher-Yates shuffle of the sorted files driven by
  * stream SHUFFLE (step = epoch, sample = position); a flip is drawn by stream FLIP (step = epoch, sample = low word of g). So what a run sees depends
@@ -17,7 +18,7 @@
 #ifndef DFCL_DATA_DATASET_H
 #define DFCL_DATA_DATASET_H
 
-#include "base/base.h"
+#include "formats/image.h"
 
 struct dfcl_dataset;
 
@@ -26,14 +27,16 @@ struct dfcl_dataset_options {
     int channels, side;  /* the model's */
     double val_fraction; /* share of each class that is held out, 0: none; each class keeps one sample to train on */
     bool flip;           /* mirror every second picture; refused for latents (a mirrored latent is not the latent of the mirrored picture) */
+    bool random_crop;    /* pictures: another crop (data/crop.h) every time, by stream CROP (step = epoch, sample = low word of g); not kept in memory */
+    enum dfcl_alpha alpha; /* pictures */
+    bool skip_bad;       /* files that cannot be read are left out instead of being an error */
     uint64_t seed;
     uint64_t cache_bytes; /* 0: 256 MiB */
-    int threads;          /* that decode in the background, 0: 1 */
+    int threads;          /* that decode in the background, 0: the context's, at most 16 */
     int ahead;            /* samples decoded ahead of the last fetch, 0: 64 */
 };
 
-/* DFCL_IO: folder or file cannot be read. DFCL_FORMAT: no pictures, an unreadable picture (named), a latent of another shape, a label that does
- * not fit. DFCL_USAGE: pictures for a latent model, flips of latents, or a share that holds
+/* DFCL_IO: folder or file cannot be read. DFCL_FORMAT: no pictures, an unreadable file (the first is named, all are counted), a latent of another shape, a label that does not fit. DFCL_USAGE: pictures for a latent model, flips of latents, or a share that holds
  * nothing out. */
 dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx, const struct dfcl_dataset_options *opt,
                               dfcl_error *err);
@@ -41,6 +44,7 @@ void dfcl_dataset_close(struct dfcl_dataset **ds);
 
 int64_t dfcl_dataset_count(const struct dfcl_dataset *ds); /* to train on */
 int64_t dfcl_dataset_held_out_count(const struct dfcl_dataset *ds);
+int64_t dfcl_dataset_bad(const struct dfcl_dataset *ds); /* left out */
 int dfcl_dataset_classes(const struct dfcl_dataset *ds);
 /* Array of dfcl_dataset_classes() names; decimal numbers for latents without a name file. Lives as long as the set. */
 const char *const *dfcl_dataset_class_names(const struct dfcl_dataset *ds);

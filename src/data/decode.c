@@ -5,20 +5,42 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "data/crop.h"
-#include "formats/image.h"
+#include "base/file.h"
 #include "formats/npy.h"
 
-dfcl_status dfcl_decode_picture(const dfcl_context *ctx, const char *path, int channels, int side, uint8_t *out, dfcl_error *err) {
+dfcl_status dfcl_decode_picture_memory(const dfcl_context *ctx, const void *data, size_t size, const char *path, int channels, int side,
+                                       enum dfcl_alpha alpha, const struct dfcl_crop_draw *random, uint8_t *out, dfcl_error *err) {
     struct dfcl_image im = {0};
-    dfcl_status s = dfcl_image_read(ctx, path, channels, &im, err);
+    dfcl_status s = dfcl_image_read_memory(ctx, data, size, path, channels, alpha, &im, err);
     if (s)
         return s;
-    s = dfcl_center_crop(ctx, im.pixels, im.width, im.height, channels, side, out, err);
+    s = random ? dfcl_random_crop(ctx, im.pixels, im.width, im.height, channels, side, random, out, err)
+               : dfcl_center_crop(ctx, im.pixels, im.width, im.height, channels, side, out, err);
     if (s)
         dfcl_error_prefix(err, "%s", path);
     dfcl_image_free(ctx, &im);
     return s;
+}
+
+dfcl_status dfcl_decode_picture(const dfcl_context *ctx, const char *path, int channels, int side, enum dfcl_alpha alpha,
+                                const struct dfcl_crop_draw *random, uint8_t *out, dfcl_error *err) {
+    char *data;
+    size_t n;
+    dfcl_status s = dfcl_file_read(ctx, path, DFCL_IMAGE_MAX_FILE, &data, &n, err);
+    if (!s)
+        s = dfcl_decode_picture_memory(ctx, data, n, path, channels, side, alpha, random, out, err);
+    dfcl_free(ctx, data);
+    return s;
+}
+
+dfcl_status dfcl_picture_options(const char *crop, const char *alpha, bool *random_crop, enum dfcl_alpha *out, dfcl_error *err) {
+    *random_crop = crop && !strcmp(crop, "random");
+    if (crop && !*random_crop && strcmp(crop, "center"))
+        return dfcl_fail(err, DFCL_USAGE, "crop: expected center or random, found %s", crop);
+    *out = alpha && !strcmp(alpha, "drop") ? DFCL_ALPHA_DROP : DFCL_ALPHA_WHITE;
+    if (alpha && *out != DFCL_ALPHA_DROP && strcmp(alpha, "white"))
+        return dfcl_fail(err, DFCL_USAGE, "alpha: expected white or drop, found %s", alpha);
+    return DFCL_OK;
 }
 
 dfcl_status dfcl_decode_latent(const dfcl_context *ctx, const char *path, int channels, int side, float *out, dfcl_error *err) {

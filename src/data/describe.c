@@ -203,7 +203,7 @@ static dfcl_status describe_png(const dfcl_context *ctx, const struct dfcl_map *
 
 static dfcl_status describe_jpeg(const dfcl_context *ctx, const struct dfcl_map *m, const char *path, cJSON *o, dfcl_error *err) {
     struct dfcl_image im;
-    dfcl_status s = dfcl_image_read_memory(ctx, m->data, (size_t)m->size, path, 3, &im, err);
+    dfcl_status s = dfcl_image_read_memory(ctx, m->data, (size_t)m->size, path, 3, DFCL_ALPHA_WHITE, &im, err);
     if (s)
         return s;
     cJSON_AddStringToObject(o, "kind", "picture");

@@ -44,7 +44,7 @@ dfcl_status dfcl_pictures_read(const dfcl_context *ctx, const char *folder, int 
     }
     size_t plane = (size_t)side * (size_t)side;
     for (size_t i = 0; i < scan.count && !s; i++) {
-        s = dfcl_decode_picture(ctx, scan.items[i].path, channels, side, pixels, err);
+        s = dfcl_decode_picture(ctx, scan.items[i].path, channels, side, DFCL_ALPHA_WHITE, NULL, pixels, err);
         float *x = out->data + i * each;
         for (size_t p = 0; p < plane && !s; p++)
             for (size_t c = 0; c < (size_t)channels; c++)

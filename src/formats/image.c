@@ -44,14 +44,14 @@ static dfcl_status convert(const dfcl_context *ctx, struct dfcl_image *im, int c
 }
 
 dfcl_status dfcl_image_read_memory(const dfcl_context *ctx, const void *data, size_t size, const char *path, int channels,
-                                   struct dfcl_image *out, dfcl_error *err) {
+                                   enum dfcl_alpha alpha, struct dfcl_image *out, dfcl_error *err) {
     memset(out, 0, sizeof *out);
     if (channels != 1 && channels != 3)
         return dfcl_fail(err, DFCL_USAGE, "%s: %d channels wanted, 1 or 3 expected", path, channels);
     const unsigned char *p = data;
     dfcl_status s;
     if (size >= 8 && !memcmp(p, "\x89PNG\r\n\x1a\n", 8))
-        s = dfcl_png_read_memory(ctx, data, size, path, out, err);
+        s = dfcl_png_read_memory(ctx, data, size, path, alpha, out, err);
     else if (size >= 3 && !memcmp(p, "\xff\xd8\xff", 3))
         s = dfcl_jpeg_read_memory(ctx, data, size, path, out, err);
     else
@@ -63,14 +63,15 @@ dfcl_status dfcl_image_read_memory(const dfcl_context *ctx, const void *data, si
     return s;
 }
 
-dfcl_status dfcl_image_read(const dfcl_context *ctx, const char *path, int channels, struct dfcl_image *out, dfcl_error *err) {
+dfcl_status dfcl_image_read(const dfcl_context *ctx, const char *path, int channels, enum dfcl_alpha alpha, struct dfcl_image *out,
+                            dfcl_error *err) {
     memset(out, 0, sizeof *out);
     char *data;
     size_t n;
     dfcl_status s = dfcl_file_read(ctx, path, DFCL_IMAGE_MAX_FILE, &data, &n, err);
     if (s)
         return s;
-    s = dfcl_image_read_memory(ctx, data, n, path, channels, out, err);
+    s = dfcl_image_read_memory(ctx, data, n, path, channels, alpha, out, err);
     dfcl_free(ctx, data);
     return s;
 }

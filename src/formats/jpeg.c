@@ -18,6 +18,7 @@ struct job {
     jmp_buf jump;
     struct jpeg_decompress_struct d;
     uint8_t *pixels;
+    uint8_t *row; /* of inks */
 };
 
 static void on_exit_error(j_common_ptr c) {
@@ -111,6 +112,14 @@ static dfcl_status turn(struct job *j, int orientation, struct dfcl_image *im) {
     return DFCL_OK;
 }
 
+/* A row of inverted inks to RGB, in place: an ink and black take light away one after the other. */
+static void inks_to_rgb(uint8_t *row, size_t width) {
+    uint8_t *to = row;
+    for (const uint8_t *from = row; width--; from += 4)
+        for (int c = 0; c < 3; c++)
+            *to++ = (uint8_t)((from[c] * from[3] + 127u) / 255u);
+}
+
 static dfcl_status decode(struct job *j, const void *data, size_t size, struct dfcl_image *out) {
     if (setjmp(j->jump))
         return j->status;
@@ -120,8 +129,7 @@ static dfcl_status decode(struct job *j, const void *data, size_t size, struct d
     jpeg_mem_src(d, data, size);
     jpeg_save_markers(d, JPEG_APP0 + 1, 65535);
     jpeg_read_header(d, TRUE);
-    if (d->jpeg_color_space == JCS_CMYK || d->jpeg_color_space == JCS_YCCK)
-        return dfcl_fail(j->err, DFCL_FORMAT, "%s: a CMYK JPEG: expected grey or colour; convert it to RGB first", j->path);
+    bool inks = d->jpeg_color_space == JCS_CMYK || d->jpeg_color_space == JCS_YCCK;
     /* Every block of 64 pixels takes at least one bit; the factor leaves room for components of unlike sampling. */
     if ((j->status = dfcl_image_check_size(j->path, d->image_width, d->image_height, size, 8 * 64 * 4, j->err)) != DFCL_OK)
         return j->status;
@@ -129,18 +137,25 @@ static dfcl_status decode(struct job *j, const void *data, size_t size, struct d
     for (jpeg_saved_marker_ptr m = d->marker_list; m && orientation == 1; m = m->next)
         if (m->marker == JPEG_APP0 + 1)
             orientation = exif_orientation(m->data, m->data_length);
-    d->out_color_space = d->jpeg_color_space == JCS_GRAYSCALE ? JCS_GRAYSCALE : JCS_RGB;
+    d->out_color_space = inks ? JCS_CMYK : d->jpeg_color_space == JCS_GRAYSCALE ? JCS_GRAYSCALE : JCS_RGB;
     d->dct_method = JDCT_ISLOW;
     jpeg_start_decompress(d);
-    const size_t row = (size_t)d->output_width * (size_t)d->output_components;
+    const int channels = inks ? 3 : d->output_components;
+    const size_t row = (size_t)d->output_width * (size_t)channels;
     j->pixels = dfcl_calloc(j->ctx, d->output_height, row, j->err);
-    if (!j->pixels)
+    j->row = inks && j->pixels ? dfcl_calloc(j->ctx, d->output_width, 4, j->err) : NULL;
+    if (!j->pixels || (inks && !j->row))
         return DFCL_NOMEM;
     while (d->output_scanline < d->output_height) {
-        JSAMPROW line = j->pixels + d->output_scanline * row;
+        uint8_t *to = j->pixels + d->output_scanline * row;
+        JSAMPROW line = inks ? j->row : to;
         jpeg_read_scanlines(d, &line, 1);
+        if (inks) {
+            inks_to_rgb(line, d->output_width);
+            memcpy(to, line, row);
+        }
     }
-    *out = (struct dfcl_image){j->pixels, (int)d->output_width, (int)d->output_height, d->output_components};
+    *out = (struct dfcl_image){j->pixels, (int)d->output_width, (int)d->output_height, channels};
     j->pixels = NULL;
     jpeg_finish_decompress(d);
     return turn(j, orientation, out);
@@ -162,6 +177,7 @@ dfcl_status dfcl_jpeg_read_memory(const dfcl_context *ctx, const void *data, siz
     j->progress.progress_monitor = on_progress;
     dfcl_status s = decode(j, data, size, out);
     jpeg_destroy_decompress(&j->d);
+    dfcl_free(ctx, j->row);
     dfcl_free(ctx, j->pixels);
     if (s)
         dfcl_image_free(ctx, out);

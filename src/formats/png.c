@@ -99,7 +99,7 @@ static dfcl_status start_read(struct job *j) {
     return DFCL_OK;
 }
 
-static dfcl_status read_pixels(struct job *j, struct dfcl_image *out) {
+static dfcl_status read_pixels(struct job *j, enum dfcl_alpha alpha, struct dfcl_image *out) {
     if (setjmp(j->jump))
         return j->status;
     /* Profiles and text do not matter here: not even looked at. */
@@ -115,7 +115,7 @@ static dfcl_status read_pixels(struct job *j, struct dfcl_image *out) {
     if (j->status)
         return j->status;
     png_set_expand(j->png); /* palettes, 1/2/4 bits, transparent colours -> alpha */
-    png_set_scale_16(j->png);
+    png_set_strip_16(j->png); /* the high byte, as PIL has it */
     png_set_interlace_handling(j->png);
     png_read_update_info(j->png, j->info);
     int channels = png_get_channels(j->png, j->info);
@@ -130,14 +130,14 @@ static dfcl_status read_pixels(struct job *j, struct dfcl_image *out) {
         j->rows[y] = j->pixels + y * row;
     png_read_image(j->png, j->rows);
     png_read_end(j->png, NULL);
-    /* Alpha on white, in place: the target never runs ahead of the source. */
+    /* In place: the target never runs ahead of the source. */
     int keep = channels >= 3 ? 3 : 1;
     if (channels != keep) {
         uint8_t *to = j->pixels;
         const uint8_t *from = j->pixels;
         for (size_t i = (size_t)w * h; i > 0; i--, from += channels)
             for (int c = 0; c < keep; c++) {
-                unsigned a = from[keep];
+                unsigned a = alpha == DFCL_ALPHA_DROP ? 255 : from[keep];
                 *to++ = (uint8_t)((from[c] * a + 255u * (255u - a) + 127u) / 255u);
             }
     }
@@ -146,13 +146,13 @@ static dfcl_status read_pixels(struct job *j, struct dfcl_image *out) {
     return DFCL_OK;
 }
 
-dfcl_status dfcl_png_read_memory(const dfcl_context *ctx, const void *data, size_t size, const char *path, struct dfcl_image *out,
-                                 dfcl_error *err) {
+dfcl_status dfcl_png_read_memory(const dfcl_context *ctx, const void *data, size_t size, const char *path, enum dfcl_alpha alpha,
+                                 struct dfcl_image *out, dfcl_error *err) {
     memset(out, 0, sizeof *out);
     struct job j = {.ctx = ctx, .path = path, .err = err, .data = data, .size = size};
     dfcl_status s = start_read(&j);
     if (!s)
-        s = read_pixels(&j, out);
+        s = read_pixels(&j, alpha, out);
     png_destroy_read_struct(&j.png, &j.info, NULL);
     dfcl_free(ctx, j.rows);
     dfcl_free(ctx, j.pixels);

@@ -6,6 +6,7 @@
 
 #include "base/json.h"
 #include "data/dataset.h"
+#include "data/decode.h"
 #include "models/model.h"
 
 #define RUN_FORMAT "difffit-cl run 1"
@@ -56,6 +57,8 @@ static dfcl_status check(struct dfcl_train_config *c, dfcl_error *err) {
     if (!c->cosine && strcmp(p->lr_schedule, "constant"))
         return dfcl_fail(err, DFCL_USAGE, "lr schedule: expected constant or cosine, found %s", p->lr_schedule);
     dfcl_status s = dfcl_recompute_parse(p->recompute, &c->recompute, err);
+    if (!s)
+        s = dfcl_picture_options(p->crop, p->alpha, &c->random_crop, &c->alpha, err);
     return s ? s : dfcl_weight_dtype(p->dtype, &c->dtype, err);
 }
 
@@ -75,7 +78,7 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
         return dfcl_fail(err, DFCL_USAGE, "training: expected a base in a file, found a random one in memory");
     dfcl_status s = DFCL_OK;
     const char **strings[] = {&p->model.path, &p->model.which, &p->data, &p->run_dir, &p->method, &p->gamma_sites,
-                              &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype, &p->recompute};
+                              &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype, &p->recompute, &p->crop, &p->alpha};
     _Static_assert(DFCL_COUNT(strings) <= DFCL_COUNT(c->owned), "room for every string");
     for (size_t i = 0; i < DFCL_COUNT(strings); i++)
         *strings[i] = keep(c, *strings[i], err, &s);
@@ -184,6 +187,10 @@ static void add_settings(cJSON *o, const struct dfcl_train_config *c, const stru
     cJSON_AddBoolToObject(o, "flip", p->flip != 0);
     if (p->val_fraction > 0)
         cJSON_AddNumberToObject(o, "val_fraction", p->val_fraction);
+    if (c->random_crop)
+        cJSON_AddStringToObject(o, "crop", "random");
+    if (c->alpha != DFCL_ALPHA_WHITE)
+        cJSON_AddStringToObject(o, "alpha", "drop");
 }
 
 dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const struct dfcl_model *model, const struct dfcl_dataset *data,

@@ -6,6 +6,7 @@
 
 #include "base/base.h"
 #include "base/dtype.h"
+#include "formats/image.h"
 #include "models/dit.h"
 #include "train/run_dir.h"
 
@@ -19,7 +20,8 @@ struct dfcl_train_config {
     struct dfcl_train_params p; /* effective; strings owned by this struct, or constants */
     char *owned[16];
     int owned_count;
-    bool cosine;
+    bool cosine, random_crop;
+    enum dfcl_alpha alpha;
     enum dfcl_dtype dtype;
     enum dfcl_recompute recompute; /* DFCL_FORWARD_ONLY: to be chosen */
 };

@@ -64,7 +64,8 @@ static dfcl_status open_data(dfcl_trainer *t, dfcl_error *err) {
     if (s)
         return s;
     struct dfcl_dataset_options o = {.path = t->cfg.p.data, .channels = base->cfg.channels, .side = base->cfg.input,
-                                     .flip = t->cfg.p.flip != 0, .val_fraction = t->cfg.p.val_fraction, .seed = t->cfg.p.seed, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
+                                     .flip = t->cfg.p.flip != 0, .random_crop = t->cfg.random_crop, .alpha = t->cfg.alpha,
+                                     .skip_bad = t->cfg.p.skip_bad != 0, .val_fraction = t->cfg.p.val_fraction, .seed = t->cfg.p.seed, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
     dfcl_base_close(&base);
     return dfcl_dataset_open(&t->data, t->ctx, &o, err);
 }
@@ -191,6 +192,7 @@ static void describe(dfcl_trainer *t) {
     t->summary = (struct dfcl_train_summary){.trained_values = dfcl_stepper_count(t->st),
                                              .classes = dfcl_dataset_classes(t->data),
                                              .images = dfcl_dataset_count(t->data),
+                                             .bad = dfcl_dataset_bad(t->data),
                                              .held_out = dfcl_dataset_held_out_count(t->data),
                                              .planned_bytes = plan->total + own,
                                              .micro_batch = dfcl_stepper_micro(t->st),

@@ -353,6 +353,39 @@ def test_resume_is_exact():
     fails(2, "train", "--device", "host", "--model", base, "--data", images, "--out", path("straight"), "--steps", 6, says="straight")
 
 
+def test_skip_bad():
+    """A file that cannot be read ends a run before it starts, or is left out; one that goes away half way ends it with a checkpoint."""
+    base, images = make_base("kbase.safetensors"), make_images("kimages", n=6)
+    bad = os.path.join(images, "b", "2.png")
+    with open(bad, "rb") as f:
+        good = f.read()
+    with open(bad, "wb") as f:
+        f.write(good[:-20])
+    for crop in "center", "random":
+        fails(6, "train", "--device", "host", "--model", base, "--data", images, "--crop", crop, "--out", path("k-run"), says=[bad])
+        assert not os.path.exists(path("k-run"))
+    _, err = small_train("k-run", base, images, "--skip-bad")
+    assert f"{bad}: cannot be read, left out" in err and "11 images in 2 classes, 1 bad files left out" in err, err
+    with open(bad, "wb") as f:
+        f.write(good)
+    words = [CLI, "train", "--device", "host", "--model", base, "--data", images, "--batch", "4", "--log-every", "1", "--crop", "random", "--seed", "3"]
+    p = subprocess.Popen([*words, "--out", path("k-crop"), "--steps", "100000"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = path("k-crop/metrics.jsonl")
+    for _ in range(600):
+        if os.path.exists(metrics) and os.path.getsize(metrics) > 0:
+            break
+        time.sleep(0.1)
+    os.rename(bad, path("k-away.png"))
+    _, err = p.communicate(timeout=120)
+    assert p.returncode == 7 and bad in err and "saved after step" in err, (p.returncode, err)
+    saved, = os.listdir(path("k-crop/checkpoints"))
+    os.rename(path("k-away.png"), bad)
+    steps = str(int(saved[len("step-"):]) + 3)
+    for out, more in (("k-crop", ["--resume", "auto"]), ("k-whole", [])):
+        subprocess.run([*words, "--out", path(out), "--steps", steps, "--quiet", *more], check=True, stdout=subprocess.DEVNULL)
+    same_file(path("k-crop/delta-live.safetensors"), path("k-whole/delta-live.safetensors"))
+
+
 def test_interrupt():
     """SIGINT and SIGTERM save and have codes of their own; the run then goes on as if nothing had happened."""
     base, images = make_base("ibase.safetensors"), make_images("iimages")

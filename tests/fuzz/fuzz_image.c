@@ -11,7 +11,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     dfcl_error e = {0};
     for (int channels = 1; channels <= 3; channels += 2) {
         struct dfcl_image im;
-        dfcl_status s = dfcl_image_read_memory(ctx, data, size, "input", channels, &im, &e);
+        dfcl_status s = dfcl_image_read_memory(ctx, data, size, "input", channels, DFCL_ALPHA_WHITE, &im, &e);
         fuzz_check(s, &e, "input");
         if (s) {
             if (im.pixels)

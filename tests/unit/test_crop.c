@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "base/philox.h"
 #include "data/crop.h"
 #include "data/order.h"
 
@@ -99,6 +100,35 @@ static void crop_same_size(void **state) {
         assert_int_equal(out[i], 77);
 }
 
+/* The size and place that the draws give, resampled and cut by hand; over many draws every size and both edges come up. */
+static void crop_random(void **state) {
+    (void)state;
+    enum { W = 21, H = 13, SIDE = 8 };
+    uint8_t src[W * H * 3], out[SIDE * SIDE * 3], again[SIDE * SIDE * 3], big[32 * 32 * 3];
+    int sizes[3] = {0}, first = 0, last = 0;
+    for (int i = 0; i < W * H * 3; i++)
+        src[i] = picture(i / 3 % W, i / 3 / W, i % 3);
+    for (uint32_t i = 0; i < 200; i++) {
+        struct dfcl_crop_draw d = {.seed = 9, .step = i / 50, .sample = i};
+        assert_int_equal(dfcl_random_crop(ctx, src, W, H, 3, SIDE, &d, out, NULL), DFCL_OK);
+        assert_int_equal(dfcl_random_crop(ctx, src, W, H, 3, SIDE, &d, again, NULL), DFCL_OK);
+        assert_memory_equal(out, again, sizeof out);
+        int h = SIDE + (int)dfcl_uniform_int(9, DFCL_STREAM_CROP, d.step, i, 0, 3); /* 8, 9, 10: the last is 8 / 0.8 */
+        int w = h == 8 ? 13 : h == 9 ? 15 : 16;                                      /* 21 h / 13, rounded */
+        int y = (int)dfcl_uniform_int(9, DFCL_STREAM_CROP, d.step, i, 1, (uint32_t)(h - SIDE + 1));
+        int x = (int)dfcl_uniform_int(9, DFCL_STREAM_CROP, d.step, i, 2, (uint32_t)(w - SIDE + 1));
+        sizes[h - SIDE]++;
+        first += x == 0;
+        last += x == w - SIDE;
+        assert_int_equal(dfcl_resample(ctx, src, W, H, 3, DFCL_FILTER_BICUBIC, big, w, h, NULL), DFCL_OK);
+        for (int r = 0; r < SIDE; r++)
+            assert_memory_equal(out + r * SIDE * 3, big + ((y + r) * w + x) * 3, SIDE * 3);
+    }
+    for (int k = 0; k < 3; k++)
+        assert_true(sizes[k] > 40);
+    assert_true(first > 5 && last > 5);
+}
+
 static void order_known(void **state) {
     (void)state;
     /* Computed by an independent Philox and shuffle for seed 7. */
@@ -144,6 +174,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(crop_like_pillow),
         cmocka_unit_test(crop_same_size),
+        cmocka_unit_test(crop_random),
         cmocka_unit_test(order_known),
         cmocka_unit_test(order_is_permutation_and_random_access),
     };

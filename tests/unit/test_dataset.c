@@ -241,17 +241,91 @@ static void bad_pictures(void **state) {
     assert_int_equal(dfcl_file_write(ctx, at("pics/b/05.png"), "not a png", 9, NULL), DFCL_OK);
     assert_int_equal(dfcl_file_write(ctx, at("pics/b/07.png"), "", 0, NULL), DFCL_OK);
     open_set(at("pics"), false, 0, DFCL_FORMAT, &e);
+    assert_non_null(strstr(e.msg, "and 1 more bad files of 11"));
     assert_non_null(strstr(e.msg, "pics/b/05.png")); /* the first one, whichever thread met which */
-    /* not cached: the sample that needs it fails, and nothing hangs */
-    struct dfcl_dataset *ds = open_set(at("pics"), false, 16, DFCL_OK, NULL);
+    open_set(at("pics"), false, 16, DFCL_FORMAT, &e); /* the same when they will not stay in memory */
+    assert_non_null(strstr(e.msg, "pics/b/05.png"));
+    struct dfcl_dataset *ds;
     float x[COUNT * 16];
     int32_t label[COUNT];
-    assert_int_equal(dfcl_dataset_fetch(ds, 0, COUNT, x, label, &e), DFCL_FORMAT);
-    assert_non_null(strstr(e.msg, ".png"));
-    dfcl_dataset_close(&ds);
     struct dfcl_dataset_options o = {.path = at("pics"), .channels = 4, .side = 4};
     assert_int_equal(dfcl_dataset_open(&ds, ctx, &o, &e), DFCL_USAGE);
     assert_non_null(strstr(e.msg, "latents"));
+    /* left out: the others are as in a folder without the bad ones, but keep their classes */
+    char fingerprint[65], pics[256];
+    strcpy(pics, at("pics"));
+    for (int cached = 0; cached < 2; cached++) {
+        o = (struct dfcl_dataset_options){.path = pics, .channels = 1, .side = 4, .skip_bad = true, .seed = 5, .cache_bytes = cached ? 0 : 16};
+        assert_int_equal(dfcl_dataset_open(&ds, ctx, &o, &e), DFCL_OK);
+        assert_int_equal(dfcl_dataset_bad(ds), 2);
+        assert_int_equal(dfcl_dataset_count(ds), COUNT - 2);
+        assert_int_equal(dfcl_dataset_fetch(ds, 0, COUNT - 2, x, label, &e), DFCL_OK);
+        for (int g = 0; g < COUNT - 2; g++) {
+            int item = (int)dfcl_dataset_item(ds, (uint64_t)g), file = item + (item >= 5) + (item >= 6);
+            assert_int_equal(label[g], file >= 4);
+            for (int k = 0; k < 16; k++)
+                assert_true(fabs(x[g * 16 + k] - (pixel(file, k % 4, k / 4) / 127.5 - 1.0)) < 1e-6);
+        }
+        strcpy(fingerprint, dfcl_dataset_fingerprint(ds));
+        dfcl_dataset_close(&ds);
+    }
+    assert_int_equal(unlink(at("pics/b/05.png")) || unlink(at("pics/b/07.png")), 0);
+    ds = open_set(at("pics"), false, 0, DFCL_OK, NULL);
+    assert_string_equal(dfcl_dataset_fingerprint(ds), fingerprint);
+    dfcl_dataset_close(&ds);
+    for (int i = 0; i < COUNT; i++)
+        if (i != 5 && i != 7)
+            assert_int_equal(dfcl_file_write(ctx, at("pics/%s/%02d.png", i < 4 ? "a" : "b", i), "", 0, NULL), DFCL_OK);
+    assert_int_equal(dfcl_dataset_open(&ds, ctx, &o, &e), DFCL_FORMAT);
+    assert_non_null(strstr(e.msg, "none of 9 files"));
+}
+
+/* A file that goes while the set is in use: the sample that needs it fails, and nothing hangs. */
+static void lost_picture(void **state) {
+    (void)state;
+    dfcl_error e;
+    float x[20 * COUNT * 16];
+    int32_t label[20 * COUNT];
+    struct dfcl_dataset *ds = open_set(at("pics"), false, 16, DFCL_OK, NULL);
+    assert_int_equal(unlink(at("pics/b/05.png")), 0);
+    assert_int_equal(dfcl_dataset_fetch(ds, 0, 20 * COUNT, x, label, &e), DFCL_IO);
+    assert_non_null(strstr(e.msg, "05.png"));
+    dfcl_dataset_close(&ds);
+}
+
+/* Another part of each picture every time it comes up, the same for the same sample; those held out keep the centre. */
+static void random_crops(void **state) {
+    (void)state;
+    uint8_t px[12 * 6];
+    for (int i = 0; i < 72; i++)
+        px[i] = (uint8_t)(i % 12 * 20);
+    assert_int_equal(dfcl_mkdirs(ctx, at("wide"), NULL), DFCL_OK);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(dfcl_png_write(ctx, at("wide/%d.png", i), px, 12, 6, 1, NULL, NULL), DFCL_OK);
+    struct dfcl_dataset_options o = {.path = at("wide"), .channels = 1, .side = 4, .random_crop = true, .seed = 5, .threads = 3, .val_fraction = 0.5};
+    struct dfcl_dataset *ds;
+    assert_int_equal(dfcl_dataset_open(&ds, ctx, &o, NULL), DFCL_OK);
+    assert_false(dfcl_dataset_cached(ds));
+    float x[40 * 16], again[16], held[16];
+    uint8_t want[16];
+    int32_t label[40];
+    int other = 0;
+    assert_int_equal(dfcl_dataset_fetch(ds, 0, 40, x, label, NULL), DFCL_OK);
+    for (uint32_t g = 0; g < 40; g++) {
+        struct dfcl_crop_draw d = {.seed = 5, .step = g, .sample = g}; /* one picture to train on: an epoch each */
+        assert_int_equal(dfcl_random_crop(ctx, px, 12, 6, 1, 4, &d, want, NULL), DFCL_OK);
+        for (int k = 0; k < 16; k++)
+            assert_true(x[g * 16 + (uint32_t)k] == (float)want[k] / 127.5f - 1.0f);
+        other += memcmp(x, x + 16 * g, sizeof again) != 0;
+    }
+    assert_true(other > 20);
+    assert_int_equal(dfcl_dataset_fetch(ds, 17, 1, again, label, NULL), DFCL_OK);
+    assert_memory_equal(again, x + 17 * 16, sizeof again);
+    assert_int_equal(dfcl_dataset_held_out(ds, 0, held, label, NULL), DFCL_OK);
+    assert_int_equal(dfcl_center_crop(ctx, px, 12, 6, 1, 4, want, NULL), DFCL_OK);
+    for (int k = 0; k < 16; k++)
+        assert_true(held[k] == (float)want[k] / 127.5f - 1.0f);
+    dfcl_dataset_close(&ds);
 }
 
 static void decoding(void **state) {
@@ -260,13 +334,13 @@ static void decoding(void **state) {
     for (int i = 0; i < 48; i++)
         rgb[i] = (uint8_t)(i * 5);
     assert_int_equal(dfcl_png_write(ctx, at("rgb.png"), rgb, 4, 4, 3, NULL, NULL), DFCL_OK);
-    assert_int_equal(dfcl_decode_picture(ctx, at("rgb.png"), 3, 4, out, NULL), DFCL_OK);
+    assert_int_equal(dfcl_decode_picture(ctx, at("rgb.png"), 3, 4, DFCL_ALPHA_WHITE, NULL, out, NULL), DFCL_OK);
     assert_memory_equal(rgb, out, 48);
-    assert_int_equal(dfcl_decode_picture(ctx, at("rgb.png"), 1, 4, out, NULL), DFCL_OK);
+    assert_int_equal(dfcl_decode_picture(ctx, at("rgb.png"), 1, 4, DFCL_ALPHA_WHITE, NULL, out, NULL), DFCL_OK);
     for (int i = 0; i < 16; i++) /* ITU-R 601 luma */
         assert_true(fabs(out[i] - (0.299 * rgb[3 * i] + 0.587 * rgb[3 * i + 1] + 0.114 * rgb[3 * i + 2])) <= 1.0);
     /* a grey picture for a colour model */
-    assert_int_equal(dfcl_decode_picture(ctx, at("pics/a/00.png"), 3, 4, out, NULL), DFCL_OK);
+    assert_int_equal(dfcl_decode_picture(ctx, at("pics/a/00.png"), 3, 4, DFCL_ALPHA_WHITE, NULL, out, NULL), DFCL_OK);
     for (int i = 0; i < 48; i++)
         assert_int_equal(out[i], pixel(0, i / 3 % 4, i / 12));
 }
@@ -338,6 +412,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(read_ahead_gives_way, setup, teardown),
         cmocka_unit_test_setup_teardown(fingerprint_follows_content, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_pictures, setup, teardown),
+        cmocka_unit_test_setup_teardown(lost_picture, setup, teardown),
+        cmocka_unit_test_setup_teardown(random_crops, setup, teardown),
         cmocka_unit_test_setup_teardown(decoding, setup, teardown),
         cmocka_unit_test_setup_teardown(latents, setup, teardown),
     };

@@ -100,7 +100,7 @@ static dfcl_status as_label(const char *path, dfcl_error *err) {
 
 static dfcl_status as_picture(const char *path, dfcl_error *err) {
     struct dfcl_image im;
-    dfcl_status s = dfcl_image_read(ctx, path, 3, &im, err);
+    dfcl_status s = dfcl_image_read(ctx, path, 3, DFCL_ALPHA_WHITE, &im, err);
     dfcl_image_free(ctx, &im);
     return s;
 }

@@ -55,7 +55,7 @@ static void expect_quadrants(const char *name, int orientation, int tolerance) {
     /* Quadrant seen at (top left, top right, bottom left, bottom right) after turning the stored picture upright. */
     static const int seen[9][4] = {{0}, {0, 1, 2, 3}, {1, 0, 3, 2}, {3, 2, 1, 0}, {2, 3, 0, 1}, {0, 2, 1, 3}, {2, 0, 3, 1}, {3, 1, 2, 0}, {1, 3, 0, 2}};
     struct dfcl_image im;
-    OK(dfcl_image_read(ctx, corpus(name), 3, &im, err));
+    OK(dfcl_image_read(ctx, corpus(name), 3, DFCL_ALPHA_WHITE, &im, err));
     int w = orientation >= 5 ? 8 : 16, h = orientation >= 5 ? 16 : 8;
     assert_int_equal(im.width, w);
     assert_int_equal(im.height, h);
@@ -85,38 +85,46 @@ static void pictures(void **state) {
     }
     expect_quadrants("image/orient-big-endian.jpg", 6, 4);
     struct dfcl_image im;
-    OK(dfcl_image_read(ctx, corpus("image/grey.png"), 1, &im, err));
+    OK(dfcl_image_read(ctx, corpus("image/grey.png"), 1, DFCL_ALPHA_WHITE, &im, err));
     assert_int_equal(im.channels, 1);
     assert_int_equal(im.pixels[0], 0);
     assert_int_equal(im.pixels[8], 80);
     assert_int_equal(im.pixels[4 * 16], 160);
     assert_int_equal(im.pixels[127], 255);
     dfcl_image_free(ctx, &im);
-    OK(dfcl_image_read(ctx, corpus("image/grey.png"), 3, &im, err));
+    OK(dfcl_image_read(ctx, corpus("image/grey.png"), 3, DFCL_ALPHA_WHITE, &im, err));
     assert_true(im.pixels[24] == 80 && im.pixels[25] == 80 && im.pixels[26] == 80);
     dfcl_image_free(ctx, &im);
-    OK(dfcl_image_read(ctx, corpus("image/rgb.png"), 1, &im, err));
+    OK(dfcl_image_read(ctx, corpus("image/rgb.png"), 1, DFCL_ALPHA_WHITE, &im, err));
     assert_int_equal(im.pixels[0], 76);   /* .299 * 255 */
     assert_int_equal(im.pixels[8], 150);  /* .587 * 255 */
     assert_int_equal(im.pixels[64], 29);  /* .114 * 255 */
     assert_int_equal(im.pixels[127], 255);
     dfcl_image_free(ctx, &im);
-    OK(dfcl_image_read(ctx, corpus("image/one-bit.png"), 1, &im, err));
+    OK(dfcl_image_read(ctx, corpus("image/one-bit.png"), 1, DFCL_ALPHA_WHITE, &im, err));
     assert_true(im.pixels[0] == 0 && im.pixels[127] == 255);
     dfcl_image_free(ctx, &im);
-    OK(dfcl_image_read(ctx, corpus("image/sixteen.png"), 1, &im, err));
+    OK(dfcl_image_read(ctx, corpus("image/sixteen.png"), 1, DFCL_ALPHA_WHITE, &im, err));
     assert_true(im.pixels[0] == 0 && im.pixels[15] == 255);
     dfcl_image_free(ctx, &im);
     /* alpha 0, 80, 160, 255 on white */
-    OK(dfcl_image_read(ctx, corpus("image/alpha.png"), 3, &im, err));
+    OK(dfcl_image_read(ctx, corpus("image/alpha.png"), 3, DFCL_ALPHA_WHITE, &im, err));
     assert_true(im.pixels[0] == 255 && im.pixels[1] == 255);              /* transparent red */
     assert_true(im.pixels[24] == 255 - 80 && im.pixels[25] == 255);       /* green at 80 */
     assert_true(im.pixels[4 * 48] == 255 - 160 && im.pixels[4 * 48 + 2] == 255);
     dfcl_image_free(ctx, &im);
-    OK(dfcl_image_read(ctx, corpus("image/grey-alpha.png"), 1, &im, err));
+    OK(dfcl_image_read(ctx, corpus("image/grey-alpha.png"), 1, DFCL_ALPHA_WHITE, &im, err));
     assert_int_equal(im.pixels[0], 127);
     dfcl_image_free(ctx, &im);
-    OK(dfcl_image_read(ctx, corpus("image/progressive.jpg"), 3, &im, err));
+    /* the same with the alpha forgotten: the stored colours */
+    OK(dfcl_image_read(ctx, corpus("image/alpha.png"), 3, DFCL_ALPHA_DROP, &im, err));
+    assert_true(im.pixels[0] == 255 && im.pixels[1] == 0 && im.pixels[24] == 0 && im.pixels[25] == 255);
+    dfcl_image_free(ctx, &im);
+    OK(dfcl_image_read(ctx, corpus("image/grey-alpha.png"), 1, DFCL_ALPHA_DROP, &im, err));
+    assert_int_equal(im.pixels[0], 0);
+    dfcl_image_free(ctx, &im);
+    expect_quadrants("image/cmyk.jpg", 1, 4); /* inks */
+    OK(dfcl_image_read(ctx, corpus("image/progressive.jpg"), 3, DFCL_ALPHA_WHITE, &im, err));
     assert_int_equal(im.width, 16);
     dfcl_image_free(ctx, &im);
 }
@@ -125,20 +133,20 @@ static void bad_pictures(void **state) {
     (void)state;
     static const char *const cases[][2] = {
         {"image/bomb.png", "cut short or forged"}, {"image/huge.png", "bad PNG"},          {"image/cut.png", "cut short"},
-        {"image/chunk-length.png", "a chunk of 241783896 bytes"}, {"image/cut.jpg", "bad JPEG"},             {"image/huge.jpg", "expected sides"},   {"image/cmyk.jpg", "CMYK"},
+        {"image/chunk-length.png", "a chunk of 241783896 bytes"}, {"image/cut.jpg", "bad JPEG"},             {"image/huge.jpg", "expected sides"},
         {"npy/f4", "expected a PNG or JPEG"},
     };
     for (size_t i = 0; i < DFCL_COUNT(cases); i++) {
         struct dfcl_image im;
         dfcl_error e = {0};
-        dfcl_status s = dfcl_image_read(ctx, corpus(cases[i][0]), 3, &im, &e);
+        dfcl_status s = dfcl_image_read(ctx, corpus(cases[i][0]), 3, DFCL_ALPHA_WHITE, &im, &e);
         if (s != DFCL_FORMAT || !strstr(e.msg, cases[i][1]) || !strstr(e.msg, cases[i][0]))
             fail_msg("%s: status %d, \"%s\", expected \"%s\"", cases[i][0], s, e.msg, cases[i][1]);
         assert_null(im.pixels);
     }
     struct dfcl_image im;
-    assert_int_equal(dfcl_image_read(ctx, in_dir("none.png"), 3, &im, NULL), DFCL_IO);
-    assert_int_equal(dfcl_image_read(ctx, corpus("image/rgb.png"), 2, &im, NULL), DFCL_USAGE);
+    assert_int_equal(dfcl_image_read(ctx, in_dir("none.png"), 3, DFCL_ALPHA_WHITE, &im, NULL), DFCL_IO);
+    assert_int_equal(dfcl_image_read(ctx, corpus("image/rgb.png"), 2, DFCL_ALPHA_WHITE, &im, NULL), DFCL_USAGE);
     /* Every truncation is noticed. */
     static const char *const whole[] = {"image/rgb.png", "image/rgb.jpg", "image/progressive.jpg"};
     for (size_t i = 0; i < DFCL_COUNT(whole); i++) {
@@ -150,7 +158,7 @@ static void bad_pictures(void **state) {
         for (size_t k = 0; k < end; k++) {
             char *cut = malloc(k ? k : 1);
             memcpy(cut, data, k);
-            if (dfcl_image_read_memory(ctx, cut, k, "cut", 3, &im, NULL) != DFCL_FORMAT)
+            if (dfcl_image_read_memory(ctx, cut, k, "cut", 3, DFCL_ALPHA_WHITE, &im, NULL) != DFCL_FORMAT)
                 fail_msg("%s cut at %zu of %zu passed", whole[i], k, n);
             dfcl_image_free(ctx, &im);
             free(cut);
@@ -167,7 +175,7 @@ static void png_round_trip(void **state) {
     const char *text[] = {"parameters", "steps 50, cfg 4", "delta", "fl\xc3\xbcgel.safetensors", "lines", "a\nb", "empty", "", NULL};
     OK(dfcl_png_write(ctx, in_dir("a.png"), px, 5, 3, 3, text, err));
     struct dfcl_image im;
-    OK(dfcl_image_read(ctx, in_dir("a.png"), 3, &im, err));
+    OK(dfcl_image_read(ctx, in_dir("a.png"), 3, DFCL_ALPHA_WHITE, &im, err));
     assert_true(im.width == 5 && im.height == 3);
     assert_memory_equal(im.pixels, px, sizeof px);
     dfcl_image_free(ctx, &im);
@@ -178,7 +186,7 @@ static void png_round_trip(void **state) {
         assert_string_equal(l.names[i], text[i]);
     dfcl_list_free(ctx, &l);
     OK(dfcl_png_write(ctx, in_dir("g.png"), px, 9, 5, 1, NULL, err));
-    OK(dfcl_image_read(ctx, in_dir("g.png"), 1, &im, err));
+    OK(dfcl_image_read(ctx, in_dir("g.png"), 1, DFCL_ALPHA_WHITE, &im, err));
     assert_memory_equal(im.pixels, px, sizeof px);
     dfcl_image_free(ctx, &im);
     OK(dfcl_png_text(ctx, corpus("image/text.png"), &l, err));

@@ -15,12 +15,18 @@ static void describe_progress(const struct dfcl_train_progress *g, char *buf, si
         snprintf(buf + n, size - n, "  loss spikes %lld (step %lld: z %.1f)", (long long)g->spikes, (long long)g->spike_step, g->spike_z);
 }
 
+static void save_before_failing(const struct cli *c, dfcl_trainer *t, int64_t step) {
+    dfcl_error err = {0};
+    if (step > 0 && !dfcl_trainer_save(t, &err))
+        cli_progress(c, true, "saved after step %lld. Go on with --resume auto", (long long)step);
+}
+
 int cmd_train(struct cli *c, int argc, char **argv) {
     /* Zero means "the default" to the library; these may be asked to be zero. */
     const double unset = -2;
     struct dfcl_train_params p = {.beta1 = unset, .beta2 = unset, .ema_decay = unset, .label_dropout = unset, .spike_z = unset};
     const char *vae = "none";
-    bool flip = false, no_best = false, no_classes = false, train_classes = false;
+    bool flip = false, skip_bad = false, no_best = false, no_classes = false, train_classes = false;
     const char *ema_warmup = "on", *which = NULL, *weights = NULL, *pack = NULL, *activations = NULL;
     const struct cli_option options[] = {
         {"--model", CLI_STR, &p.model.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
@@ -50,6 +56,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--ema-warmup", CLI_STR, &ema_warmup, "on|off", "on (default): decay (1+k)/(10+k) after k steps, at most --ema", 0, 0},
         {"--label-dropout", CLI_DBL, &p.label_dropout, "X", "share of labels replaced by the null class (0.1)", 0, 1},
         {"--flip", CLI_FLAG, &flip, NULL, "random horizontal flips", 0, 0},
+        CLI_PICTURE_OPTIONS(&p.crop, &p.alpha, &skip_bad),
         {"--seed", CLI_U64, &p.seed, "N", "seed of everything random (0)", 0, 0},
         {"--checkpoint-every", CLI_I64, &p.checkpoint_every, "N", "steps between checkpoints (only at the end and when interrupted)", 0, 1e9},
         {"--keep", CLI_INT, &p.keep, "N", "newest checkpoints kept (2)", 1, 1000000},
@@ -95,6 +102,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     p.no_ema_warmup = !strcmp(ema_warmup, "off");
     p.train_classes = no_classes ? -1 : train_classes ? 1 : 0;
     p.flip = flip;
+    p.skip_bad = skip_bad;
     p.no_keep_best = no_best;
     p.model.which = which;
 
@@ -108,9 +116,11 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     if (s)
         goto out;
     const struct dfcl_train_summary *sum = dfcl_trainer_summary(t);
-    char held_out[48] = "";
+    char held_out[96] = "";
     if (sum->held_out)
         snprintf(held_out, sizeof held_out, ", %lld held out", (long long)sum->held_out);
+    if (sum->bad)
+        snprintf(held_out + strlen(held_out), sizeof held_out - strlen(held_out), ", %lld bad files left out", (long long)sum->bad);
     if (!c->quiet)
         fprintf(stderr, "%s: %lld images in %d classes%s; %lld values trained; batch %d in passes of %d, recompute %s%s\n",
                 dfcl_device_get_info(dev)->name, (long long)sum->images, sum->classes, held_out,
@@ -124,6 +134,8 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     int64_t first = sum->start_step;
     while (!done) {
         s = dfcl_trainer_step(t, &g, &done, &err);
+        if (s == DFCL_FORMAT || s == DFCL_IO) /* a file among the data: what was trained is not lost */
+            save_before_failing(c, t, g.step > first ? g.step : first);
         if (s)
             goto out;
         char eta[32];
