@@ -10,25 +10,32 @@
 typedef float16 vf;
 typedef int16 vi;
 #define VLD(p) vload16(0, p)
-#define VST(p, v) vstore16(v, 0, p)
 #define as_vf as_float16
 #define as_vi as_int16
 #elif DFCL_VW == 8
 typedef float8 vf;
 typedef int8 vi;
 #define VLD(p) vload8(0, p)
-#define VST(p, v) vstore8(v, 0, p)
 #define as_vf as_float8
 #define as_vi as_int8
 #else
 typedef float4 vf;
 typedef int4 vi;
 #define VLD(p) vload4(0, p)
-#define VST(p, v) vstore4(v, 0, p)
 #define as_vf as_float4
 #define as_vi as_int4
 #endif
 #define VS(a) ((vf)(a))
+
+/* Stores of a whole vector through a type that needs no more alignment than its elements: vstore of 16 is four stores of 16 bytes in PoCL. */
+#define VST(p, v) dfcl_vst(v, p)
+typedef vf dfcl_vf_any __attribute__((aligned(4), may_alias));
+__attribute__((overloadable)) DFCL_FN void dfcl_vst(vf v, GLOBAL float *p) {
+    *(GLOBAL dfcl_vf_any *)p = v;
+}
+__attribute__((overloadable)) DFCL_FN void dfcl_vst(vf v, __private float *p) {
+    *(__private dfcl_vf_any *)p = v;
+}
 
 /* a b + c: one rounding where the processor has the instruction, two elsewhere. Scalars or vectors. */
 #if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__) || defined(__ARM_FEATURE_FMA)
@@ -56,28 +63,28 @@ DFCL_FN float dfcl_vsum(vf v) {
 DFCL_FN vf dfcl_vexp(vf x) {
     x = x > VS(88.0f) ? VS(88.0f) : x;
     x = x < VS(-86.0f) ? VS(-86.0f) : x;
-    vf t = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: the low bits of t hold n, rounded to nearest */
+    vf t = dfcl_vfma(x, VS(1.44269504088896341f), VS(12582912.0f)); /* 1.5 * 2^23: the low bits of t hold n, rounded to nearest */
     vf n = t - 12582912.0f;
-    vf r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vf r = dfcl_vfma(n, VS(2.12194440e-4f), dfcl_vfma(n, VS(-0.693359375f), x));
     vf p = VS(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
+    p = dfcl_vfma(p, r, VS(1.3981999507e-3f));
+    p = dfcl_vfma(p, r, VS(8.3334519073e-3f));
+    p = dfcl_vfma(p, r, VS(4.1665795894e-2f));
+    p = dfcl_vfma(p, r, VS(1.6666665459e-1f));
+    p = dfcl_vfma(p, r, VS(5.0000001201e-1f));
+    p = dfcl_vfma(p, r * r, r) + 1.0f;
     return as_vf(as_vi(p) + (as_vi(t) << 23));
 }
 
 /* The activations of dialect.h. */
 DFCL_FN vf dfcl_vgelu(vf x) {
-    vf u2 = 1.5957691216057308f * (x + 0.044715f * x * x * x);
-    return x / (1.0f + dfcl_vexp(-u2));
+    vf u2 = x * dfcl_vfma(x * x, VS(-0.071354816272f), VS(-1.5957691216057308f)); /* -2u */
+    return x / (1.0f + dfcl_vexp(u2));
 }
 DFCL_FN vf dfcl_vgelu_grad(vf x) {
-    vf u2 = 1.5957691216057308f * (x + 0.044715f * x * x * x);
-    vf s = 1.0f / (1.0f + dfcl_vexp(-u2));
-    return s + x * s * (1.0f - s) * 1.5957691216057308f * (1.0f + 0.134145f * x * x);
+    vf q = x * x, u2 = x * dfcl_vfma(q, VS(-0.071354816272f), VS(-1.5957691216057308f));
+    vf s = 1.0f / (1.0f + dfcl_vexp(u2));
+    return dfcl_vfma(s * (1.0f - s) * x, dfcl_vfma(q, VS(0.214064448817f), VS(1.5957691216057308f)), s);
 }
 DFCL_FN vf dfcl_vsilu(vf x) {
     return x / (1.0f + dfcl_vexp(-x));
@@ -92,7 +99,14 @@ DFCL_FN vf dfcl_vsilu_grad(vf x) {
 #if DFCL_VW == 16
 typedef uint16 vu;
 #define VLDU(p) vload16(0, p)
-#define VSTU(p, v) vstore16(v, 0, p)
+#define VSTU(p, v) dfcl_vstu(v, p)
+typedef vu dfcl_vu_any __attribute__((aligned(4), may_alias));
+__attribute__((overloadable)) DFCL_FN void dfcl_vstu(vu v, GLOBAL uint *p) {
+    *(GLOBAL dfcl_vu_any *)p = v;
+}
+__attribute__((overloadable)) DFCL_FN void dfcl_vstu(vu v, __private uint *p) {
+    *(__private dfcl_vu_any *)p = v;
+}
 /* f32 to bf16 in the low half of each lane, rounded to nearest even; a NaN stays one. */
 DFCL_FN vu dfcl_vbf16(vf x) {
     vu u = as_uint16(x);
