@@ -106,9 +106,10 @@ DFCL_API dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl
 /* SHA-256 of a file's bytes, hex. */
 DFCL_API dfcl_status dfcl_file_hash(const dfcl_context *ctx, const char *path, char hash[65], dfcl_error *err);
 
-/* What a file, run directory or image folder is: writes human-readable text or JSON of any length to *out (freed with
- * dfcl_text_free). */
-DFCL_API dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int json, char **out, dfcl_error *err);
+enum { DFCL_DESCRIBE_JSON = 1, DFCL_DESCRIBE_QUICK = 2 };
+/* What a file, run directory or image folder is: writes human-readable text (DFCL_DESCRIBE_JSON: JSON) of any length to *out, freed with
+ * dfcl_text_free. The pictures of a folder are all decoded, on the context's threads, for sizes and bad files; not with DFCL_DESCRIBE_QUICK. */
+DFCL_API dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int flags, char **out, dfcl_error *err);
 DFCL_API void dfcl_text_free(const dfcl_context *ctx, char *text);
 
 #ifdef __cplusplus

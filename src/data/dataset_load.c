@@ -2,6 +2,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "base/parallel.h"
 #include "data/dataset_internal.h"
 #include "data/decode.h"
 
@@ -21,56 +22,47 @@ dfcl_status dfcl_dataset_decode(const struct dfcl_dataset *ds, size_t item, cons
 
 /* ---- at the start ---- */
 
-/* Files are handed out in order; all are tried, so that what is said of them does not depend on the timing of the threads. */
+/* All files are tried, so that what is said of them does not depend on the timing of the threads. */
 struct preload {
     struct dfcl_dataset *ds;
-    size_t next;
     dfcl_status *found; /* [count], what each file gave */
     size_t first;       /* bad file, and its error */
     dfcl_error err;
+    bool broken;                              /* out of memory: the rest is not tried */
+    unsigned char *scratch[DFCL_MAX_THREADS]; /* samples that are not kept */
 };
 
 static bool is_bad(dfcl_status s) {
     return s == DFCL_FORMAT || s == DFCL_IO;
 }
 
-static void note(struct preload *p, size_t i, dfcl_status s, const dfcl_error *e) {
-    pthread_mutex_lock(&p->ds->lock);
-    p->found[i] = s;
-    if (s && i < p->first) {
-        p->first = i;
-        p->err = *e;
-        p->err.status = s;
-    }
-    if (s && !is_bad(s)) /* out of memory: no more files */
-        p->next = p->ds->scan.count;
-    pthread_mutex_unlock(&p->ds->lock);
+static dfcl_status load(struct preload *p, int thread, size_t i, dfcl_error *err) {
+    struct dfcl_dataset *ds = p->ds;
+    struct dfcl_scan_item *it = &ds->scan.items[i];
+    dfcl_status s = it->label_path ? dfcl_decode_label(ds->ctx, it->label_path, &it->label, err) : DFCL_OK;
+    if (!s && !ds->cache && !p->scratch[thread] && !(p->scratch[thread] = dfcl_calloc(ds->ctx, 1, ds->sample_bytes, err)))
+        s = DFCL_NOMEM;
+    return s ? s : dfcl_dataset_decode(ds, i, NULL, ds->cache ? ds->cache + i * ds->sample_bytes : p->scratch[thread], err);
 }
 
-static void *preload_thread(void *user) {
+static void load_one(void *user, int thread, size_t i) {
     struct preload *p = user;
-    struct dfcl_dataset *ds = p->ds;
-    unsigned char *scratch = NULL;
     dfcl_error e = {0};
-    for (;;) {
-        pthread_mutex_lock(&ds->lock);
-        size_t i = p->next < ds->scan.count ? p->next++ : SIZE_MAX;
-        pthread_mutex_unlock(&ds->lock);
-        if (i == SIZE_MAX)
-            break;
-        dfcl_status s = DFCL_OK;
-        if (ds->scan.latent)
-            s = dfcl_decode_label(ds->ctx, ds->scan.items[i].label_path, &ds->scan.items[i].label, &e);
-        if (!s && !ds->cache && !scratch && !(scratch = dfcl_calloc(ds->ctx, 1, ds->sample_bytes, &e)))
-            s = DFCL_NOMEM;
-        unsigned char *to = ds->cache ? ds->cache + i * ds->sample_bytes : scratch;
-        if (!s)
-            s = dfcl_dataset_decode(ds, i, NULL, to, &e);
-        if (s)
-            note(p, i, s, &e);
+    if (__atomic_load_n(&p->broken, __ATOMIC_RELAXED))
+        return;
+    dfcl_status s = load(p, thread, i, &e);
+    p->found[i] = s;
+    if (!s)
+        return;
+    pthread_mutex_lock(&p->ds->lock);
+    if (i < p->first) {
+        p->first = i;
+        p->err = e;
+        p->err.status = s;
     }
-    dfcl_free(ds->ctx, scratch);
-    return NULL;
+    if (!is_bad(s))
+        __atomic_store_n(&p->broken, true, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&p->ds->lock);
 }
 
 /* Bad files leave the scan and the cache; the order of the others stays. */
@@ -99,20 +91,13 @@ static dfcl_status leave_out(struct dfcl_dataset *ds, const dfcl_status *found, 
 
 dfcl_status dfcl_dataset_preload(struct dfcl_dataset *ds, dfcl_error *err) {
     struct preload p = {.ds = ds, .first = SIZE_MAX};
-    int want = DFCL_MIN(ds->ctx->p.threads, 16), started = 0;
-    pthread_t *t = dfcl_calloc(ds->ctx, (size_t)want, sizeof *t, err);
-    p.found = t ? dfcl_calloc(ds->ctx, ds->scan.count, sizeof *p.found, err) : NULL;
-    dfcl_status s = p.found ? DFCL_OK : DFCL_NOMEM;
-    if (s)
-        goto out;
-    /* This thread works too, so a system that gives no threads still gets there. */
-    while (started < want - 1 && pthread_create(&t[started], NULL, preload_thread, &p) == 0)
-        started++;
-    preload_thread(&p);
-    for (int i = 0; i < started; i++)
-        pthread_join(t[i], NULL);
+    p.found = dfcl_calloc(ds->ctx, ds->scan.count, sizeof *p.found, err);
+    if (!p.found)
+        return DFCL_NOMEM;
+    dfcl_parallel(ds->ctx->p.threads, ds->scan.count, load_one, &p);
+    dfcl_status s = DFCL_OK;
     size_t bad = 0;
-    for (size_t i = 0; i < ds->scan.count && !s; i++) {
+    for (size_t i = 0; i < ds->scan.count; i++) {
         bad += is_bad(p.found[i]);
         if (p.found[i] && !is_bad(p.found[i]))
             s = p.found[i];
@@ -121,14 +106,14 @@ dfcl_status dfcl_dataset_preload(struct dfcl_dataset *ds, dfcl_error *err) {
         s = leave_out(ds, p.found, err);
     } else if (s || bad) {
         s = s ? s : p.err.status;
-        if (err && p.first != SIZE_MAX)
+        if (err)
             *err = p.err;
         if (err && bad > 1)
             dfcl_append(err->msg, sizeof err->msg, " (and %zu more bad files of %zu)", bad - 1, ds->scan.count);
     }
-out:
+    for (int i = 0; i < DFCL_MAX_THREADS; i++)
+        dfcl_free(ds->ctx, p.scratch[i]);
     dfcl_free(ds->ctx, p.found);
-    dfcl_free(ds->ctx, t);
     return s;
 }
 
@@ -177,7 +162,7 @@ static void *ahead_thread(void *user) {
 }
 
 dfcl_status dfcl_dataset_start(struct dfcl_dataset *ds, dfcl_error *err) {
-    int want = ds->opt.threads > 0 ? ds->opt.threads : DFCL_MIN(ds->ctx->p.threads, 16);
+    int want = ds->opt.threads > 0 ? ds->opt.threads : DFCL_MIN(ds->ctx->p.threads, DFCL_MAX_THREADS);
     ds->slot_count = (uint64_t)(ds->opt.ahead > 0 ? ds->opt.ahead : 64);
     ds->slots = dfcl_calloc(ds->ctx, (size_t)ds->slot_count, sizeof *ds->slots, err);
     ds->threads = dfcl_calloc(ds->ctx, (size_t)want, sizeof *ds->threads, err);

@@ -1,7 +1,6 @@
 /* What a path holds: a base, a delta, a training run, a data set, a picture or an array. Findings are gathered as JSON; the text form
  * prints the same object. */
-#include "base/json.h"
-#include "data/scan.h"
+#include "data/describe.h"
 #include "formats/image.h"
 #include "formats/npy.h"
 #include "formats/png.h"
@@ -352,7 +351,20 @@ static dfcl_status describe_checkpoint(const dfcl_context *ctx, const char *path
     return s;
 }
 
-static dfcl_status describe_data(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+static void add_classes(cJSON *o, const struct dfcl_scan *scan, const size_t *counts, const size_t *bad) {
+    cJSON *a = scan->classes.count ? cJSON_AddArrayToObject(o, "classes") : NULL;
+    for (size_t i = 0; a && i < scan->classes.count; i++) {
+        cJSON *c = cJSON_CreateObject();
+        cJSON_AddItemToArray(a, c);
+        cJSON_AddStringToObject(c, "name", scan->classes.names[i]);
+        if (counts)
+            cJSON_AddNumberToObject(c, "samples", (double)counts[i]);
+        if (bad[i])
+            cJSON_AddNumberToObject(c, "bad", (double)bad[i]);
+    }
+}
+
+static dfcl_status describe_data(const dfcl_context *ctx, const char *path, int flags, cJSON *o, dfcl_error *err) {
     struct dfcl_scan scan = {0};
     dfcl_status s = dfcl_scan_folder(ctx, path, &scan, err);
     if (s)
@@ -360,33 +372,22 @@ static dfcl_status describe_data(const dfcl_context *ctx, const char *path, cJSO
     cJSON_AddStringToObject(o, "kind", scan.latent ? "latents" : "pictures");
     cJSON_AddNumberToObject(o, "samples", (double)scan.count);
     size_t *counts = dfcl_calloc(ctx, scan.classes.count + 1, sizeof *counts, err);
-    if (!counts) {
-        dfcl_scan_free(ctx, &scan);
-        return DFCL_NOMEM;
-    }
-    bool labelled = true; /* latents: labels lie in files of their own, not read here */
-    for (size_t i = 0; i < scan.count; i++) {
-        int label = scan.items[i].label;
-        labelled = labelled && label >= 0 && (size_t)label < scan.classes.count;
-        if (labelled)
-            counts[label]++;
-    }
-    if (scan.classes.count) {
-        cJSON *a = cJSON_AddArrayToObject(o, "classes");
-        for (size_t i = 0; a && i < scan.classes.count; i++) {
-            cJSON *c = cJSON_CreateObject();
-            cJSON_AddItemToArray(a, c);
-            cJSON_AddStringToObject(c, "name", scan.classes.names[i]);
-            if (labelled)
-                cJSON_AddNumberToObject(c, "samples", (double)counts[i]);
-        }
-    }
+    size_t *bad = dfcl_calloc(ctx, scan.classes.count + 1, sizeof *bad, err);
+    s = counts && bad ? DFCL_OK : DFCL_NOMEM;
+    /* labels of latents lie in files of their own, not read here */
+    for (size_t i = 0; !s && !scan.latent && i < scan.count; i++)
+        counts[scan.items[i].label]++;
+    if (!s && !scan.latent && !(flags & DFCL_DESCRIBE_QUICK))
+        s = dfcl_describe_pictures(ctx, &scan, o, bad, err);
+    if (!s)
+        add_classes(o, &scan, scan.latent ? NULL : counts, bad);
     dfcl_free(ctx, counts);
+    dfcl_free(ctx, bad);
     dfcl_scan_free(ctx, &scan);
-    return DFCL_OK;
+    return s;
 }
 
-static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, int flags, cJSON *o, dfcl_error *err) {
     cJSON *config = NULL;
     if (has_entry(ctx, path, "config.json")) {
         char *p = dfcl_sprintf(ctx, err, "%s/config.json", path);
@@ -408,7 +409,7 @@ static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, cJ
     } else if (has_entry(ctx, path, "state.json") && has_entry(ctx, path, "tensors.safetensors")) {
         s = describe_checkpoint(ctx, path, o, err);
     } else {
-        s = describe_data(ctx, path, o, err);
+        s = describe_data(ctx, path, flags, o, err);
     }
     cJSON_Delete(config);
     return s;
@@ -462,7 +463,7 @@ static void print_value(struct dfcl_text *t, const cJSON *v, int indent) {
     }
 }
 
-dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int json, char **out, dfcl_error *err) {
+dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int flags, char **out, dfcl_error *err) {
     *out = NULL;
     enum dfcl_path_kind kind = dfcl_path_kind(path);
     cJSON *o = cJSON_CreateObject();
@@ -476,12 +477,12 @@ dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int json, c
     if (kind == DFCL_PATH_NONE)
         s = dfcl_fail(err, DFCL_IO, "%s: no such file or folder", path);
     else if (kind == DFCL_PATH_DIR)
-        s = describe_folder(ctx, path, o, err);
+        s = describe_folder(ctx, path, flags, o, err);
     else
         s = describe_file(ctx, path, o, err);
     if (!s) {
         struct dfcl_text t = {.ctx = ctx};
-        if (json) {
+        if (flags & DFCL_DESCRIBE_JSON) {
             char *p = cJSON_Print(o);
             if (p)
                 dfcl_text_addf(&t, "%s\n", p);

@@ -151,6 +151,24 @@ def test_info():
     fails(6, "info", path("noise.bin"), says="noise.bin")
 
 
+def test_info_pictures():
+    images = make_images("survey-images", classes=("cat", "größe"), n=3)
+    png(os.path.join(images, "cat", "z.png"), 33, 1)
+    with open(os.path.join(images, "größe", "9.jpg"), "wb") as f:
+        f.write(b"\xff\xd8\xff\xe0nothing")
+    os.symlink("gone.png", os.path.join(images, "größe", "8.png"))
+    d = json.loads(run("info", images, "--json")[0])
+    assert d["kind"] == "pictures" and d["samples"] == 9 and d["bad"] == 2, d
+    assert d["classes"] == [{"name": "cat", "samples": 4}, {"name": "größe", "samples": 5, "bad": 2}], d
+    assert d["shorter_side"] == {"smallest": 10, "median": 10, "largest": 33}, d
+    assert d["bytes"] == sum(os.path.getsize(os.path.join(p, f)) for p, _, fs in os.walk(images) for f in fs if f != "8.png")
+    assert "8.png" in d["bad_files"][0]["error"] and "9.jpg" in d["bad_files"][1]["error"], d
+    text = run("info", images)[0]
+    assert "größe  5  2" in text and "9.jpg: bad JPEG" in text, text
+    d = json.loads(run("info", images, "--json", "--quick")[0])
+    assert d["samples"] == 9 and "bad" not in d, d
+
+
 def test_bad_files():
     base = make_base("whole.safetensors")
     images = make_images("bad-images")

@@ -4,20 +4,21 @@
 #include <string.h>
 
 int cmd_info(struct cli *c, int argc, char **argv) {
-    bool json = false;
+    bool json = false, quick = false;
     const char *path = NULL;
     const struct cli_option options[] = {
         {"--json", CLI_FLAG, &json, NULL, "print JSON", 0, 0},
+        {"--quick", CLI_FLAG, &quick, NULL, "image folders: count the pictures only, without reading them for sizes and damage", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
     if (cli_parse(c, argc, argv,
-                  "info FILE|RUN|FOLDER [--json]\n\nSays what a checkpoint (.pt, .safetensors, diffusers folder), delta, run directory, image folder,\n"
+                  "info FILE|RUN|FOLDER [--json] [--quick]\n\nSays what a checkpoint (.pt, .safetensors, diffusers folder), delta, run directory, image folder,\n"
                   "latent folder, .npy or picture is.",
                   options, &path, 1) != 1)
         return cli_usage(c, "expected one path");
     dfcl_error err = {0};
     char *text = NULL;
-    if (dfcl_describe(c->ctx, path, json, &text, &err))
+    if (dfcl_describe(c->ctx, path, (json ? DFCL_DESCRIBE_JSON : 0) | (quick ? DFCL_DESCRIBE_QUICK : 0), &text, &err))
         return cli_fail(c, &err);
     fputs(text, stdout);
     if (*text && text[strlen(text) - 1] != '\n')
