@@ -318,10 +318,10 @@ int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfc
         i++;
     if (i == sizeof types / sizeof *types)
         return cli_usage(c, "--weights: expected f32, bf16 or f16, found '%s'", weights);
-    if (pack && strcmp(pack, "auto") && strcmp(pack, "never"))
-        return cli_usage(c, "--pack: expected auto or never, found '%s'", pack);
+    if (pack && strcmp(pack, "auto") && strcmp(pack, "never") && strcmp(pack, "cache"))
+        return cli_usage(c, "--pack: expected auto, never or cache, found '%s'", pack);
     p->weights = types[i].type;
-    p->pack = pack && !strcmp(pack, "never") ? DFCL_PACK_NEVER : DFCL_PACK_AUTO;
+    p->pack = pack && !strcmp(pack, "never") ? DFCL_PACK_NEVER : pack && !strcmp(pack, "cache") ? DFCL_PACK_CACHE : DFCL_PACK_AUTO;
     p->progress = on_loading;
     p->progress_user = c;
     return 0;

@@ -71,7 +71,7 @@ dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, co
 int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfcl_model_params *p);
 #define CLI_WEIGHTS_OPTIONS(weights, pack)                                                                                             \
     {"--weights", CLI_STR, weights, "T", "type in which frozen matrices are held: f32 (default), bf16, f16 (half the memory)", 0, 0}, \
-    {"--pack", CLI_STR, pack, "P", "auto (default): lay weights out for the device; never: on a CPU, read them straight from the file", 0, 0}
+    {"--pack", CLI_STR, pack, "P", "auto (default): lay weights out for the device; cache: and keep that on disk for the next start; never: on a CPU, read them straight from the file", 0, 0}
 /* The same for --activations. */
 int cli_activations(struct cli *c, const char *activations, struct dfcl_model_params *p);
 #define CLI_ACTIVATIONS_OPTION(activations)                                                                                             \

@@ -52,7 +52,7 @@ struct dfcl_context_params {
     void *alloc_user;
     void (*log)(void *user, enum dfcl_log_level level, const char *line); /* NULL: silence */
     void *log_user;
-    const char *cache_dir; /* program and packing cache; NULL or "": no cache on disk */
+    const char *cache_dir; /* compiled programs, answers, packed weights; NULL or "": no cache on disk */
     const char *probe_program; /* tries instructions that might end the process: see below; NULL or "": they are not used */
     int threads;           /* host worker threads, 0: one per processor that the process may use */
 };

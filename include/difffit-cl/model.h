@@ -32,8 +32,10 @@ struct dfcl_init_params;
 enum dfcl_weight_type { DFCL_WEIGHTS_F32 = 0, DFCL_WEIGHTS_BF16, DFCL_WEIGHTS_F16 };
 /* AUTO: frozen matrices are copied into the layout that the device's kernels read best. NEVER: they keep the file's rows; a CPU reads those that lie in the
  * file in the wanted type (not compressed, not in pieces, no scale vectors to fold in) straight from its mapping, without a copy: the file must then stay
- * as it is while the model is open. */
-enum dfcl_packing { DFCL_PACK_AUTO = 0, DFCL_PACK_NEVER };
+ * as it is while the model is open. CACHE: AUTO, and a copy in that layout is kept under the context's cache_dir: the next model of the same file with the same
+ * `weights` uses it in place. A base that is not a single file, a device that does not pack and trained matrices leave it at AUTO, with a warning;
+ * with `random` DFCL_USAGE. */
+enum dfcl_packing { DFCL_PACK_AUTO = 0, DFCL_PACK_NEVER, DFCL_PACK_CACHE };
 /* Type in which training keeps what backward reads of each block; all that is computed is f32. AUTO: bf16 where the weights are held as bf16, else
  * f32. The residual stream, statistics and modulations are always kept as f32. */
 enum dfcl_activation_type { DFCL_ACTIVATIONS_AUTO = 0, DFCL_ACTIVATIONS_F32, DFCL_ACTIVATIONS_BF16 };

@@ -217,6 +217,8 @@ dfcl_status dfcl_base_open(struct dfcl_base **out, const dfcl_context *ctx, cons
         *out = b;
         return DFCL_OK;
     }
+    if (stat(params->path, &b->state) != 0)
+        memset(&b->state, 0, sizeof b->state);
     if (!(b->path = dfcl_strdup(ctx, params->path, err)) ||
         (s = dfcl_tensor_file_open(&b->file, ctx, params->path, params->which, err)) || (s = find_shape(b, params, err)) ||
         (s = dfcl_dit_create_table(&b->table, ctx, &b->cfg, err)) || (s = check_tensors(b, err)) || (s = read_positions(b, err)))

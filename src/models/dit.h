@@ -37,7 +37,7 @@ struct dfcl_param {
     bool gamma;     /* one of the four gamma sites */
     bool present;   /* gammas: attached; everything else: true */
     bool trained;
-    bool mapped;    /* a frozen matrix that lies in the file's mapping (dfcl_dit_map_weight): its values are there already */
+    bool mapped;    /* a frozen matrix that lies in a file's mapping (dfcl_dit_map_weight): its values are there already */
     int64_t trained_off; /* elements into the flat trained arrays, when trained */
     struct dfcl_ref value; /* f32, domain 0 of a vector; row-major weight in its type (absent when only the packed form is kept) */
     int64_t dom_stride;    /* vectors: elements between domains */
@@ -71,9 +71,9 @@ struct dfcl_param *dfcl_dit_param(struct dfcl_dit *dit, const char *name); /* NU
  * offsets: trained_off). Trained parameters' `value` points into P. Gammas are filled with 1, everything else is undefined.
  * Before this call `trained` and `present` may be set freely (the methods do). */
 dfcl_status dfcl_dit_alloc_params(struct dfcl_dit *dit, dfcl_error *err);
-/* Before alloc_params: a frozen matrix is used where it lies, row-major in the type of the options, in memory that outlives the model and
- * keeps its values. Where the device does not read host memory in place nothing changes (p->mapped stays false). */
-dfcl_status dfcl_dit_map_weight(struct dfcl_dit *dit, struct dfcl_param *p, const void *host, dfcl_error *err);
+/* Before alloc_params: a frozen matrix is used where it lies, in the type of the options and either layout, in memory that outlives the model
+ * and keeps its values. Where the device does not read host memory in place nothing changes (p->mapped stays false). */
+dfcl_status dfcl_dit_map_weight(struct dfcl_dit *dit, struct dfcl_param *p, const void *host, enum dfcl_layout layout, dfcl_error *err);
 /* Sets or reads a parameter (f32, `count` values in its shape; domain for vectors, ignored elsewhere; a table takes all its rows of
  * domain 0: classes + 1, the pool's start). A weight that is packed is packed here and read back by unpacking; one of 16 bits is rounded to
  * nearest even, DFCL_NONFINITE where f16 cannot hold a value. */

@@ -22,8 +22,9 @@
 struct dit_linear {
     struct dfcl_param *w, *b;
     struct dfcl_weight weight; /* as the ops take it */
-    struct dfcl_mem *mapped;   /* the file's bytes, used in place; NULL: the weight has memory of its own */
+    struct dfcl_mem *mapped;   /* a file's bytes, used in place; NULL: the weight has memory of its own */
     uint64_t mapped_off;
+    enum dfcl_layout mapped_layout;
 };
 
 enum { DIT_GAMMA1, DIT_GAMMA2, DIT_ATTN_GAMMA1, DIT_ATTN_GAMMA2, DIT_GAMMAS };
@@ -104,6 +105,9 @@ struct dfcl_dit {
 /* The n-th linear layer of the model, NULL past the last; the one whose matrix p is, NULL: none. */
 struct dit_linear *dit_linear_at(struct dfcl_dit *dit, int n);
 struct dit_linear *dit_linear_of(struct dfcl_dit *dit, const struct dfcl_param *p);
+
+/* Whether frozen matrices are held in panels, as far as they are not mapped rows. */
+bool dit_packs(struct dfcl_dit *dit);
 
 /* One pass over the layers; with ex->dry only the scratch is sized. */
 struct dit_pass {

@@ -28,7 +28,7 @@ struct dit_linear *dit_linear_of(struct dfcl_dit *dit, const struct dfcl_param *
 }
 
 /* Packing pays where kernels exist that read the packed form alone, both forward and backward: that is asked of the registry, not guessed. */
-static bool should_pack(struct dfcl_dit *dit) {
+bool dit_packs(struct dfcl_dit *dit) {
     if (!dit->opt.pack || strcmp(dit->dev->be->name, "opencl") || dit->dev->info.type != DFCL_DEVICE_CPU)
         return false;
     struct dfcl_ref here = {&dfcl_dry_mem, 0};
@@ -57,13 +57,15 @@ static dfcl_status place_all(struct dfcl_dit *dit, dfcl_error *err) {
     struct dit_linear *l;
     for (int i = 0; (l = dit_linear_at(dit, i)); i++) {
         struct dfcl_weight *w = &l->weight;
-        bool trained = l->w->trained, pack = dit->pack && !l->mapped;
+        bool trained = l->w->trained, pack = dit->pack && !l->mapped, panels = l->mapped && l->mapped_layout == DFCL_PANEL48;
         w->dtype = trained ? DFCL_F32 : dit->opt.weights;
-        w->layout = pack ? DFCL_PANEL48 : DFCL_ROW_MAJOR;
+        w->layout = pack || panels ? DFCL_PANEL48 : DFCL_ROW_MAJOR;
         if (pack && (s = dfcl_arena_alloc(a, dfcl_panel_count(w->N, w->K) * dfcl_dtype_size(w->dtype), &w->packed, err)))
             return s;
         if (trained)
             w->data = dfcl_ref_at(dit->P, (uint64_t)l->w->trained_off * 4);
+        else if (panels)
+            w->packed = (struct dfcl_ref){l->mapped, l->mapped_off};
         else if (l->mapped)
             w->data = (struct dfcl_ref){l->mapped, l->mapped_off};
         else if (!pack && (s = dfcl_arena_alloc(a, (uint64_t)l->w->count * dfcl_dtype_size(w->dtype), &w->data, err)))
@@ -91,16 +93,18 @@ static dfcl_status place_all(struct dfcl_dit *dit, dfcl_error *err) {
     return DFCL_OK;
 }
 
-dfcl_status dfcl_dit_map_weight(struct dfcl_dit *dit, struct dfcl_param *p, const void *host, dfcl_error *err) {
+dfcl_status dfcl_dit_map_weight(struct dfcl_dit *dit, struct dfcl_param *p, const void *host, enum dfcl_layout layout, dfcl_error *err) {
     struct dit_linear *l = dit_linear_of(dit, p);
     if (!l || p->trained || l->mapped || dit->allocated || !dit->dev)
         return dfcl_fail(err, DFCL_ERROR, "%s: not a matrix that can be used where it lies", p->name);
     /* whole pages, as devices want them */
-    uint64_t off = (uintptr_t)host % 4096, size = (uint64_t)p->count * dfcl_dtype_size(dit->opt.weights);
+    uint64_t count = layout == DFCL_PANEL48 ? dfcl_panel_count(l->weight.N, l->weight.K) : (uint64_t)p->count;
+    uint64_t off = (uintptr_t)host % 4096, size = count * dfcl_dtype_size(dit->opt.weights);
     dfcl_status s = dfcl_mem_wrap(dit->dev, (const char *)host - off, off + size, &l->mapped, err);
     if (s || !l->mapped)
         return s;
     l->mapped_off = off;
+    l->mapped_layout = layout;
     dit->mapped_bytes += size;
     p->mapped = true;
     return DFCL_OK;
@@ -125,7 +129,7 @@ dfcl_status dfcl_dit_alloc_params(struct dfcl_dit *dit, dfcl_error *err) {
         return dfcl_fail(err, DFCL_ERROR, "model: training takes a single domain, not %d", dit->opt.domains);
     if (dit->table->trained && dit->opt.class_rows != dit->cfg.classes + 1)
         return dfcl_fail(err, DFCL_ERROR, "model: a trained class table has no spare rows");
-    dit->pack = should_pack(dit);
+    dit->pack = dit_packs(dit);
     dfcl_status s = place_all(dit, err);
     if (!s)
         s = dfcl_arena_commit(&dit->weights, err);

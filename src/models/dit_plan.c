@@ -295,7 +295,7 @@ void dfcl_plan_format(const struct dfcl_plan *plan, const struct dfcl_device_inf
         *buf = 0;
     dfcl_append(buf, size, "weights      %9.1f MiB\n", (double)plan->weights / mib);
     if (plan->mapped)
-        dfcl_append(buf, size, "mapped       %9.1f MiB (weights read in place from the file, not in the total)\n", (double)plan->mapped / mib);
+        dfcl_append(buf, size, "mapped       %9.1f MiB (weights read in place from a file, not in the total)\n", (double)plan->mapped / mib);
     dfcl_append(buf, size, "activations  %9.1f MiB (batch %d, %s%s%s)\n", (double)plan->activations / mib, plan->max_batch,
                 plan->recompute ? "recompute " : "forward only", plan->recompute ? dfcl_recompute_name(plan->recompute) : "",
                 plan->keep_bf16 ? ", kept as bf16" : "");

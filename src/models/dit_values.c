@@ -94,7 +94,7 @@ void dfcl_dit_set_done(struct dfcl_dit *dit) {
 static dfcl_status write_frozen(struct dfcl_dit *dit, const struct dit_linear *l, const float *values,
                                 dfcl_error *err) {
     if (l->mapped)
-        return dfcl_fail(err, DFCL_ERROR, "%s: lies in the mapped file and cannot be set", l->w->name);
+        return dfcl_fail(err, DFCL_ERROR, "%s: lies in a mapped file and cannot be set", l->w->name);
     int64_t piece = l->weight.data.mem ? PIECE : (int64_t)stage_rows(l->weight.K) * l->weight.K;
     void *buf = NULL;
     if (l->weight.dtype != DFCL_F32 &&

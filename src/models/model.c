@@ -1,4 +1,5 @@
 #include "models/model.h"
+#include "models/packed.h"
 #include "formats/safetensors.h"
 #include "base/clock.h"
 #include "formats/tensor_file.h"
@@ -77,6 +78,40 @@ static dfcl_status load(struct dfcl_model *m, const struct dfcl_model_params *pa
     return s;
 }
 
+/* What the packed file does not hold: vectors, tables. */
+static dfcl_status load_rest(struct dfcl_model *m, const struct dfcl_model_params *params, dfcl_error *err) {
+    struct loading l = {.m = m, .params = params, .began = dfcl_now()};
+    int n;
+    const struct dfcl_param *p = dfcl_dit_params(m->base->table, &n);
+    dfcl_status s = DFCL_OK;
+    for (int i = 0; i < n; i++)
+        l.total += p[i].gamma || dfcl_dit_param(m->dit, p[i].name)->mapped ? 0 : p[i].count;
+    for (int i = 0; i < n && !s; i++) {
+        float *values;
+        if (p[i].gamma || dfcl_dit_param(m->dit, p[i].name)->mapped)
+            continue;
+        if (!(s = dfcl_base_read(m->base, p[i].name, &values, err)))
+            s = upload(&l, &p[i], values, err);
+        dfcl_free(m->ctx, values);
+    }
+    dfcl_dit_set_done(m->dit);
+    if (!s && !dfcl_packed_base_is_same(m->packed))
+        s = dfcl_fail(err, DFCL_IO, "%s: changed while it was read", m->base->path);
+    if (!s)
+        dfcl_log(m->ctx, DFCL_LOG_INFO, "%s: packed weights found, the rest read in %.2f s", m->base->path, dfcl_now() - l.began);
+    return s;
+}
+
+/* From the packed file where there is one, else from the base's, which may be kept packed. */
+static dfcl_status load_any(struct dfcl_model *m, const struct dfcl_model_params *params, dfcl_error *err) {
+    if (m->packed && m->hash[0])
+        return load_rest(m, params, err);
+    dfcl_status s = load(m, params, err);
+    if (!s && m->packed)
+        dfcl_packed_store(m->packed, m->dit, m->hash);
+    return s;
+}
+
 /* Frozen matrices that lie in the file as they are wanted are not copied. */
 static dfcl_status map_weights(struct dfcl_model *m, bool *mapped, dfcl_error *err) {
     int n;
@@ -85,7 +120,7 @@ static dfcl_status map_weights(struct dfcl_model *m, bool *mapped, dfcl_error *e
     for (int i = 0; i < n && !s; i++) {
         const void *at = NULL;
         if (p[i].kind == DFCL_PARAM_WEIGHT && !p[i].trained && !(s = dfcl_base_in_place(m->base, &p[i], m->weights, &at, err)) && at)
-            s = dfcl_dit_map_weight(m->dit, &p[i], at, err);
+            s = dfcl_dit_map_weight(m->dit, &p[i], at, DFCL_ROW_MAJOR, err);
         *mapped = *mapped || p[i].mapped;
     }
     return s;
@@ -126,14 +161,18 @@ dfcl_status dfcl_model_open_base(dfcl_model **out, dfcl_device *dev, struct dfcl
     m->dev = dev;
     m->base = base;
     struct dfcl_dit_config cfg = base->cfg;
-    if ((unsigned)params->weights >= DFCL_COUNT(types) || (unsigned)params->pack > DFCL_PACK_NEVER ||
+    if ((unsigned)params->weights >= DFCL_COUNT(types) || (unsigned)params->pack > DFCL_PACK_CACHE ||
         (unsigned)params->activations > DFCL_ACTIVATIONS_BF16) {
         s = dfcl_fail(err, DFCL_USAGE, "model: weights of type %d, packing %d, activations of type %d", (int)params->weights, (int)params->pack,
                       (int)params->activations);
         goto out;
     }
+    if (params->pack == DFCL_PACK_CACHE && base->random) {
+        s = dfcl_fail(err, DFCL_USAGE, "model: a random base has no file whose packed weights could be kept");
+        goto out;
+    }
     m->weights = types[params->weights];
-    struct dfcl_dit_options opt = {.domains = 1, .pack = params->pack == DFCL_PACK_AUTO, .weights = m->weights,
+    struct dfcl_dit_options opt = {.domains = 1, .pack = params->pack != DFCL_PACK_NEVER, .weights = m->weights,
                                    .keep_bf16 = dfcl_keeps_bf16(params)};
     char *const *names = base->class_names;
     if (setup->classes > 0) {
@@ -160,8 +199,9 @@ dfcl_status dfcl_model_open_base(dfcl_model **out, dfcl_device *dev, struct dfcl
     if (setup->select && (s = setup->select(setup->user, m->dit, err)))
         goto out;
     if ((s = check_weight_type(m, err)) || (!opt.pack && (s = map_weights(m, &mapped, err))) ||
+        (params->pack == DFCL_PACK_CACHE && (s = dfcl_packed_open(&m->packed, m->dit, base, params->which, m->hash, err))) ||
         (s = dfcl_dit_alloc_params(m->dit, err)) || (base->positions && (s = dfcl_dit_set_positions(m->dit, base->positions, err))) ||
-        (s = load(m, params, err)))
+        (s = load_any(m, params, err)))
         goto out;
     if (!mapped)
         dfcl_tensor_file_close(&base->file);
@@ -194,6 +234,7 @@ void dfcl_model_close(dfcl_model **pm) {
         drop_domain(m, &m->domains[i]);
     dfcl_free(m->ctx, m->domains);
     dfcl_dit_destroy(&m->dit);
+    dfcl_packed_close(&m->packed);
     dfcl_base_close(&m->base);
     dfcl_free(m->ctx, m);
     *pm = NULL;

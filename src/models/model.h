@@ -9,7 +9,9 @@
 #include "models/dit.h"
 
 #include <difffit-cl/model.h>
+#include <sys/stat.h>
 
+struct dfcl_packed;
 struct dfcl_tensor_file;
 struct dfcl_st_writer;
 
@@ -21,6 +23,7 @@ struct dfcl_base {
     const dfcl_context *ctx;
     struct dfcl_tensor_file *file; /* NULL for a random base, and once the model is on its device unless weights are used in place */
     char *path;                    /* of the file, or what messages call a random base */
+    struct stat state;             /* of the path before it was opened; zero where it has none */
     bool random;                   /* values come from dfcl_init_values */
     struct dfcl_init_params init;  /* random: how; its class names are not kept here */
     enum dfcl_dtype init_dtype;
@@ -65,6 +68,7 @@ struct dfcl_model {
     struct dfcl_dit *dit;
     struct dfcl_model_shape shape;
     struct dfcl_base *base;  /* stays open: description and class names; its file is closed after the upload, unless weights lie in it */
+    struct dfcl_packed *packed; /* where packed matrices lie in place, or NULL (DFCL_PACK_CACHE) */
     enum dfcl_dtype weights; /* type of the frozen matrices on the device */
     char hash[65];           /* of the base file's values, also when the model trains or holds them rounded */
     struct dfcl_domain *domains;

@@ -641,6 +641,13 @@ def test_weights():
     draw = ["sample", "--device", "host", "--steps", 2, "--out", path("w.png"), "--model"]
     fails(2, *draw, base, "--weights", "f8", says=["--weights", "bf16", "f8"])
     fails(2, *draw, base, "--pack", "always", says=["--pack", "never", "always"])
+    outs = [path(f"kept-{i}.safetensors") for i in range(3)]
+    time.sleep(2.1)  # a base that has just been written is not kept
+    for out, pack in zip(outs, ("auto", "cache", "cache")):
+        _, said = run("sample", "--model", base, "--steps", 2, "-n", 1, "--pack", pack, "--verbose", "--save-latents", out)
+    if "not kept" not in said:  # a device that packs
+        assert "packed weights found" in said and len(os.listdir(path("cache/difffit-cl/packed"))) == 1, said
+    assert len({open(out, "rb").read() for out in outs}) == 1
     fails(2, "train", "--device", "host", "--model", base, "--data", images, "--out", path("w-full"), "--method", "full", "--weights", "f16", says=["f16", "f32"])
     large = poison(base, "blocks.1.mlp.fc1.weight", path("large.safetensors"), 7e4)
     fails(5, *draw, large, "--weights", "f16", says=["large.safetensors", "blocks.1.mlp.fc1.weight", "70000", "bf16"])

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "formats/tensor_file.h"
 #include "methods/method.h"
+#include "models/packed.h"
 
 static char dir[64];
 static struct dfcl_model_params base;
@@ -261,11 +262,143 @@ static void test_dot(void **state) {
     }
 }
 
+/* ---- packed weights kept in a file ---- */
+
+static int warnings;
+static char said[1024]; /* the last warning, or what was said of packed weights */
+static void on_log(void *user, enum dfcl_log_level level, const char *line) {
+    (void)user;
+    warnings += level == DFCL_LOG_WARN;
+    if (level == DFCL_LOG_WARN || strstr(line, "packed"))
+        snprintf(said, sizeof said, "%s", line);
+}
+
+/* The one file of the cache; NULL: none. */
+static const char *kept_file(void) {
+    static char path[300];
+    struct dfcl_list files = {0};
+    dfcl_list_dir(ctx, tmp_path("cache/packed"), &files, NULL);
+    assert_true(files.count <= 1);
+    if (files.count)
+        snprintf(path, sizeof path, "%s/%s", tmp_path("cache/packed"), files.names[0]);
+    const char *r = files.count ? path : NULL;
+    dfcl_list_free(ctx, &files);
+    return r;
+}
+
+/* A run that finds what is kept or does not, with the bits of one without; what it says contains `text`. */
+static void kept(const char *path, enum dfcl_weight_type type, bool train, const struct result *want, bool found, const char *text) {
+    warnings = 0;
+    said[0] = 0;
+    struct result got = run(path, type, DFCL_PACK_CACHE, train);
+    expect_equal(path, &got, want, 0);
+    assert_string_equal(got.hash, want->hash);
+    assert_int_equal(got.mapped > 0, found);
+    if (found)
+        assert_int_equal(got.mapped, 5 + 5 * 4);
+    if (!strstr(said, text))
+        fail_msg("expected '%s', said: %s", text, said);
+    drop(&got);
+}
+
+static void damage(const char *file, size_t at, long cut) {
+    char *data;
+    size_t size;
+    dfcl_error err = {0};
+    ok(dfcl_file_read(ctx, file, 64 << 20, &data, &size, &err), &err);
+    data[at] ^= 1;
+    ok(dfcl_file_write(ctx, file, data, size - (size_t)cut, &err), &err);
+    dfcl_free(ctx, data);
+}
+
+static void test_cache(void **state) {
+    dfcl_context *plain_ctx = ctx;
+    struct dfcl_device *plain_dev = dev;
+    dfcl_error err = {0};
+    struct dfcl_context_params p = {.cache_dir = tmp_path("cache"), .log = on_log};
+    char file[128];
+    snprintf(file, sizeof file, "%s", rewrite("kept.safetensors", DFCL_F32, (struct rewrite){0}));
+    bool cpu = dev->info.type == DFCL_DEVICE_CPU && strcmp(dev->info.backend, "host");
+    struct result want = run(file, DFCL_WEIGHTS_F32, DFCL_PACK_AUTO, true), half = run(file, DFCL_WEIGHTS_BF16, DFCL_PACK_AUTO, false);
+    ok(dfcl_context_create(&ctx, &p, &err), &err);
+    ok(dfcl_device_open(&dev, ctx, plain_dev->info.selector, &err), &err);
+    dev->dot = DFCL_DOT_NONE;
+    if (!cpu) {
+        kept(file, DFCL_WEIGHTS_F32, true, &want, false, "this device uses matrices as rows");
+        assert_null(kept_file());
+    } else {
+        dfcl_packed_min_age_s = 1000;
+        kept(file, DFCL_WEIGHTS_F32, true, &want, false, "just changed");
+        assert_null(kept_file());
+        dfcl_packed_min_age_s = 0;
+        kept(file, DFCL_WEIGHTS_F32, true, &want, false, "kept in");
+        kept(file, DFCL_WEIGHTS_F32, true, &want, true, "found");
+        /* damaged in the head, cut, grown, empty: made again each time, then found */
+        const struct {
+            size_t at;
+            long cut;
+        } wrong[] = {{0, 0}, {30, 0}, {100, 0}, {200, 0}, {3000, 0}, {1 << 16, 4096}, {1 << 16, 1}, {1 << 16, -1}};
+        for (size_t i = 0; i < DFCL_COUNT(wrong); i++) {
+            if (wrong[i].cut < 0)
+                assert_int_equal(truncate(kept_file(), 1 << 30), 0);
+            else
+                damage(kept_file(), wrong[i].at, wrong[i].cut);
+            kept(file, DFCL_WEIGHTS_F32, true, &want, false, "kept in");
+            bool other = wrong[i].at == 200 || wrong[i].at == 3000; /* in the text that names the base: another one's */
+            assert_int_equal(warnings, !other);
+            kept(file, DFCL_WEIGHTS_F32, true, &want, true, "found");
+        }
+        assert_int_equal(truncate(kept_file(), 0), 0);
+        kept(file, DFCL_WEIGHTS_F32, true, &want, false, "kept in");
+        assert_int_equal(warnings, 1);
+        /* what a process that was killed left behind goes when a file is written next */
+        char left[400];
+        snprintf(left, sizeof left, "%s.tmp-999999999", kept_file());
+        rename(kept_file(), left);
+        kept(file, DFCL_WEIGHTS_F32, true, &want, false, "kept in");
+        assert_non_null(kept_file());
+        assert_int_equal(dfcl_path_kind(left), DFCL_PATH_NONE);
+        /* another base under the same name replaces it, even one of the same size */
+        rewrite("kept.safetensors", DFCL_F32, (struct rewrite){.name = "blocks.2.mlp.fc1.weight", .value = 3});
+        struct result changed = run(file, DFCL_WEIGHTS_F32, DFCL_PACK_AUTO, true);
+        assert_true(memcmp(changed.out, want.out, want.out_n * 4));
+        kept(file, DFCL_WEIGHTS_F32, true, &changed, false, "kept in");
+        assert_int_equal(warnings, 0);
+        kept(file, DFCL_WEIGHTS_F32, true, &changed, true, "found");
+        drop(&changed);
+        ok(dfcl_remove_tree(ctx, tmp_path("cache"), &err), &err);
+        /* sampling, in 16 bits */
+        rewrite("kept.safetensors", DFCL_F32, (struct rewrite){0});
+        kept(file, DFCL_WEIGHTS_BF16, false, &half, false, "kept in");
+        kept(file, DFCL_WEIGHTS_BF16, false, &half, true, "found");
+        /* another type does not take it; a folder that cannot be written */
+        ok(dfcl_remove_tree(ctx, tmp_path("cache"), &err), &err);
+        ok(dfcl_file_write(ctx, tmp_path("cache"), "x", 1, &err), &err);
+        kept(file, DFCL_WEIGHTS_BF16, false, &half, false, "not kept");
+        assert_int_equal(warnings, 1);
+        /* nothing is kept of a model whose matrices are trained */
+        dfcl_model *m;
+        struct dfcl_model_params mp = {.path = file, .heads = base.heads, .pack = DFCL_PACK_CACHE};
+        ok(dfcl_method_open(&m, dev, &mp, &(struct dfcl_method_config){.method = "full"}, &err), &err);
+        assert_non_null(strstr(said, "matrices are trained"));
+        dfcl_model_close(&m);
+    }
+    struct dfcl_init_params init = {.shape = {.depth = 1, .hidden = 32, .heads = 2, .patch = 2, .input = 8, .channels = 1, .classes = 2}};
+    struct dfcl_model_params mp = {.random = &init, .pack = DFCL_PACK_CACHE};
+    dfcl_model *m;
+    assert_int_equal(dfcl_model_open(&m, dev, &mp, &err), DFCL_USAGE);
+    dfcl_device_close(&dev);
+    dfcl_context_destroy(&ctx);
+    ctx = plain_ctx;
+    dev = plain_dev;
+    drop(&want), drop(&half);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16),     cmocka_unit_test(test_f16),     cmocka_unit_test(test_in_place),
         cmocka_unit_test(test_overflow), cmocka_unit_test(test_refused), cmocka_unit_test(test_plain_delta),
-        cmocka_unit_test(test_dot),
+        cmocka_unit_test(test_dot),      cmocka_unit_test(test_cache),
     };
     snprintf(dir, sizeof dir, "/tmp/dfcl-weights-XXXXXX");
     if (!mkdtemp(dir))
