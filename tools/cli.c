@@ -2,7 +2,6 @@
 #include "cli.h"
 #include "place.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <signal.h>
@@ -15,16 +14,16 @@
 /* ---- messages ---- */
 
 int cli_fail(const struct cli *c, const dfcl_error *err) {
-    fprintf(stderr, "%s %s: %s\n", c->program, c->command, err->msg[0] ? err->msg : dfcl_status_name(err->status));
+    fprintf(stderr, "%s %s: %s\n", c->program->name, c->command, err->msg[0] ? err->msg : dfcl_status_name(err->status));
     return err->status == DFCL_INTERRUPTED ? cli_interrupted() : (int)err->status;
 }
 
 int cli_usage(const struct cli *c, const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
-    fprintf(stderr, "%s %s: ", c->program, c->command);
+    fprintf(stderr, "%s %s: ", c->program->name, c->command);
     vfprintf(stderr, fmt, ap);
-    fprintf(stderr, "; see `%s %s --help`\n", c->program, c->command);
+    fprintf(stderr, "; see `%s %s --help`\n", c->program->name, c->command);
     va_end(ap);
     return DFCL_USAGE;
 }
@@ -109,192 +108,6 @@ int cli_interrupted(void) {
     return stop_signal ? 128 + stop_signal : 0;
 }
 
-/* ---- options ---- */
-
-/* Levenshtein distance of short words, for "did you mean". */
-static size_t distance(const char *a, const char *b) {
-    size_t n = strlen(a), m = strlen(b), row[64];
-    if (n >= 63 || m >= 63)
-        return 99;
-    for (size_t j = 0; j <= m; j++)
-        row[j] = j;
-    for (size_t i = 1; i <= n; i++) {
-        size_t diag = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= m; j++) {
-            size_t best = diag + (a[i - 1] != b[j - 1]);
-            diag = row[j];
-            if (row[j] + 1 < best)
-                best = row[j] + 1;
-            if (row[j - 1] + 1 < best)
-                best = row[j - 1] + 1;
-            row[j] = best;
-        }
-    }
-    return row[m];
-}
-
-static void print_options(const struct cli_option *options) {
-    for (const struct cli_option *o = options; o->name; o++) {
-        char left[64];
-        snprintf(left, sizeof left, "%s%s%s", o->name, o->arg ? " " : "", o->arg ? o->arg : "");
-        printf("  %-26s ", left);
-        int column = 29; /* help text wrapped at 100 columns */
-        for (const char *w = o->help; *w;) {
-            int n = (int)strcspn(w, " ");
-            if (column > 29 && column + n > 99) {
-                printf("\n%29s", "");
-                column = 29;
-            }
-            printf("%.*s%s", n, w, w[n] ? " " : "");
-            column += n + 1;
-            w += n;
-            while (*w == ' ')
-                w++;
-        }
-        putchar('\n');
-    }
-}
-
-static bool parse_number(const char *text, double *out) {
-    char *end;
-    errno = 0;
-    *out = strtod(text, &end);
-    return end != text && !*end && !errno && isfinite(*out);
-}
-
-static bool parse_size(const char *text, uint64_t *out) {
-    char *end;
-    double v = strtod(text, &end);
-    double unit = 1;
-    switch (toupper((unsigned char)*end)) {
-    case 'K': unit = 1024.0; end++; break;
-    case 'M': unit = 1048576.0; end++; break;
-    case 'G': unit = 1073741824.0; end++; break;
-    case 'T': unit = 1099511627776.0; end++; break;
-    default: break;
-    }
-    if (*end == 'i')
-        end++;
-    if (*end == 'B')
-        end++;
-    if (end == text || *end || !(v > 0) || v * unit > 1e18)
-        return false;
-    *out = (uint64_t)(v * unit);
-    return true;
-}
-
-static bool set_option(const struct cli_option *o, const char *value, char *expected, size_t size) {
-    double d;
-    char *end;
-    switch (o->kind) {
-    case CLI_FLAG:
-        *(bool *)o->dest = true;
-        return true;
-    case CLI_STR:
-        *(const char **)o->dest = value;
-        return true;
-    case CLI_LIST: {
-        struct cli_list *l = o->dest;
-        snprintf(expected, size, "at most %d of them", CLI_LIST_MAX);
-        if (l->count >= CLI_LIST_MAX)
-            return false;
-        l->items[l->count++] = value;
-        return true;
-    }
-    case CLI_SIZE:
-        snprintf(expected, size, "a size such as 800M or 8G");
-        return parse_size(value, o->dest);
-    case CLI_U64:
-        snprintf(expected, size, "a whole number from 0");
-        errno = 0;
-        *(uint64_t *)o->dest = strtoull(value, &end, 0);
-        return isdigit((unsigned char)*value) && !*end && !errno;
-    default: break;
-    }
-    bool whole = o->kind != CLI_DBL;
-    if (o->min != 0 || o->max != 0)
-        snprintf(expected, size, "a %snumber from %.10g to %.10g", whole ? "whole " : "", o->min, o->max);
-    else
-        snprintf(expected, size, "a %snumber", whole ? "whole " : "");
-    if (!parse_number(value, &d) || (whole && (d != floor(d) || fabs(d) > 9e15)) ||
-        (o->kind == CLI_INT && fabs(d) > 2147483647.0) || ((o->min != 0 || o->max != 0) && (d < o->min || d > o->max)))
-        return false;
-    if (o->kind == CLI_INT)
-        *(int *)o->dest = (int)d;
-    else if (o->kind == CLI_I64)
-        *(int64_t *)o->dest = (int64_t)d;
-    else
-        *(double *)o->dest = d;
-    return true;
-}
-
-int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const struct cli_option *options, const char **rest,
-              int rest_max) {
-    const struct cli_option common[] = {
-        {"--device", CLI_STR, &c->device, "D", "auto (default), an index of `devices`, opencl:0, host, or part of a name", 0, 0},
-        {"--verbose", CLI_FLAG, &c->verbose, NULL, "say more: the device, the memory plan, kernel builds", 0, 0},
-        {"--quiet", CLI_FLAG, &c->quiet, NULL, "only errors and results", 0, 0},
-        {"--help", CLI_FLAG, NULL, NULL, "this text", 0, 0},
-        {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
-    };
-    int n = 0;
-    bool only_words = false;
-    for (int i = 1; i < argc; i++) {
-        char *word = argv[i];
-        if (!strcmp(word, "--") && !only_words) {
-            only_words = true;
-            continue;
-        }
-        if (only_words || word[0] != '-' || !word[1]) {
-            if (n >= rest_max)
-                exit(cli_usage(c, "unexpected argument '%s'", word));
-            rest[n++] = word;
-            continue;
-        }
-        if (!strcmp(word, "--help") || !strcmp(word, "-h")) {
-            printf("usage: %s %s\n\n", c->program, usage);
-            print_options(options);
-            printf("%sCommon options:\n", options->name ? "\n" : "");
-            print_options(common);
-            exit(0);
-        }
-        char name[64];
-        const char *eq = strchr(word, '=');
-        snprintf(name, sizeof name, "%.*s", eq ? (int)(eq - word) : (int)strlen(word), word);
-        const struct cli_option *found = NULL, *near = NULL;
-        size_t near_distance = 4;
-        const struct cli_option *tables[2] = {options, common};
-        for (int k = 0; k < 2; k++)
-            for (const struct cli_option *o = tables[k]; o->name; o++) {
-                if (!strcmp(o->name, name))
-                    found = o;
-                size_t d = distance(o->name, name);
-                if (d < near_distance) {
-                    near_distance = d;
-                    near = o;
-                }
-            }
-        if (!found) {
-            if (near)
-                exit(cli_usage(c, "unknown option %s (did you mean %s?)", name, near->name));
-            exit(cli_usage(c, "unknown option %s", name));
-        }
-        const char *value = NULL;
-        if (found->kind != CLI_FLAG) {
-            value = eq ? eq + 1 : i + 1 < argc ? argv[++i] : NULL;
-            if (!value)
-                exit(cli_usage(c, "%s needs a value (%s)", found->name, found->arg));
-        } else if (eq) {
-            exit(cli_usage(c, "%s takes no value", found->name));
-        }
-        char expected[96] = "another value";
-        if (!set_option(found, value, expected, sizeof expected))
-            exit(cli_usage(c, "%s: expected %s, found '%s'", found->name, expected, value));
-    }
-    return n;
-}
-
 /* ---- weights ---- */
 
 /* A line only when it takes long enough to be waited for. */
@@ -308,33 +121,17 @@ static void on_loading(void *user, int64_t done, int64_t total, double seconds) 
                  (double)done / seconds / 1e6, eta);
 }
 
-int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfcl_model_params *p) {
-    static const struct {
-        const char *name;
-        enum dfcl_weight_type type;
-    } types[] = {{"f32", DFCL_WEIGHTS_F32}, {"bf16", DFCL_WEIGHTS_BF16}, {"f16", DFCL_WEIGHTS_F16}};
-    size_t i = 0;
-    while (weights && i < sizeof types / sizeof *types && strcmp(weights, types[i].name))
-        i++;
-    if (i == sizeof types / sizeof *types)
-        return cli_usage(c, "--weights: expected f32, bf16 or f16, found '%s'", weights);
-    if (pack && strcmp(pack, "auto") && strcmp(pack, "never") && strcmp(pack, "cache"))
-        return cli_usage(c, "--pack: expected auto, never or cache, found '%s'", pack);
-    p->weights = types[i].type;
-    p->pack = pack && !strcmp(pack, "never") ? DFCL_PACK_NEVER : pack && !strcmp(pack, "cache") ? DFCL_PACK_CACHE : DFCL_PACK_AUTO;
+void cli_weights(struct cli *c, const char *weights, const char *pack, struct dfcl_model_params *p) {
+    p->weights = !weights || !strcmp(weights, "f32") ? DFCL_WEIGHTS_F32 : !strcmp(weights, "f16") ? DFCL_WEIGHTS_F16 : DFCL_WEIGHTS_BF16;
+    p->pack = !pack || !strcmp(pack, "auto") ? DFCL_PACK_AUTO : !strcmp(pack, "never") ? DFCL_PACK_NEVER : DFCL_PACK_CACHE;
     p->progress = on_loading;
     p->progress_user = c;
-    return 0;
 }
 
-int cli_activations(struct cli *c, const char *activations, struct dfcl_model_params *p) {
-    p->activations = DFCL_ACTIVATIONS_AUTO;
-    if (!activations || !strcmp(activations, "auto"))
-        return 0;
-    p->activations = !strcmp(activations, "bf16") ? DFCL_ACTIVATIONS_BF16 : DFCL_ACTIVATIONS_F32;
-    return !strcmp(activations, "bf16") || !strcmp(activations, "f32")
-               ? 0
-               : cli_usage(c, "--activations: expected auto, f32 or bf16, found '%s'", activations);
+void cli_activations(const char *activations, struct dfcl_model_params *p) {
+    p->activations = !activations || !strcmp(activations, "auto")  ? DFCL_ACTIVATIONS_AUTO
+                     : !strcmp(activations, "bf16") ? DFCL_ACTIVATIONS_BF16
+                                                    : DFCL_ACTIVATIONS_F32;
 }
 
 /* ---- context and device ---- */
@@ -342,7 +139,7 @@ int cli_activations(struct cli *c, const char *activations, struct dfcl_model_pa
 static void log_line(void *user, enum dfcl_log_level level, const char *line) {
     const struct cli *c = user;
     if (level == DFCL_LOG_ERROR || (level == DFCL_LOG_WARN && !c->quiet) || (level >= DFCL_LOG_INFO && c->verbose))
-        fprintf(stderr, "%s: %s%s\n", c->program, level == DFCL_LOG_WARN ? "warning: " : "", line);
+        fprintf(stderr, "%s: %s%s\n", c->program->name, level == DFCL_LOG_WARN ? "warning: " : "", line);
 }
 
 /* $XDG_CACHE_HOME/difffit-cl or ~/.cache/difffit-cl; empty when neither is set. */
@@ -442,25 +239,21 @@ dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, co
 
 /* ---- programs ---- */
 
-static void program_help(const struct cli_program *p, FILE *f) {
-    fprintf(f, "usage: %s ", p->name);
-    for (const char *n = p->noun; *n; n++)
-        fputc(toupper((unsigned char)*n), f);
-    fprintf(f, " [options]\n\n%s\n\n", p->about);
-    for (int i = 0; i < p->count; i++)
-        fprintf(f, "  %-10s %s\n", p->commands[i].name, p->commands[i].help);
-    fprintf(f, "\n%s\n", p->end);
-}
-
 int cli_main(const struct cli_program *p, int argc, char **argv) {
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
-        program_help(p, argc < 2 ? stderr : stdout);
+        cli_program_help(p, argc < 2 ? stderr : stdout);
         return argc < 2 ? DFCL_USAGE : 0;
     }
     if (!strcmp(argv[1], "--version")) {
         printf("%s %s\n", p->name, dfcl_version());
         return 0;
     }
+    if (!strcmp(argv[1], "--man")) {
+        cli_man(p);
+        return 0;
+    }
+    if (!strcmp(argv[1], "--completion"))
+        return cli_completion(p, argc > 2 ? argv[2] : "");
     if (!strcmp(argv[1], "--try-dot") && argc == 4)
         return try_dot(argv[2], argv[3]);
     for (int i = 0; i < p->count; i++) {
@@ -468,12 +261,13 @@ int cli_main(const struct cli_program *p, int argc, char **argv) {
             continue;
         place_workers();
         signal(SIGXFSZ, SIG_IGN); /* a file past the size limit is an error of the write, with a message, like a full disk */
-        struct cli c = {.program = p->name, .command = argv[1]};
+        struct cli c = {.program = p, .command = argv[1]};
         dfcl_error err = {0};
         if (cli_context(&c, &err))
             return cli_fail(&c, &err);
         int code = p->commands[i].run(&c, argc - 1, argv + 1);
         dfcl_context_destroy(&c.ctx);
+        cli_parse_finish(&c);
         if (fflush(stdout) != 0 && code == 0) {
             fprintf(stderr, "%s: standard output: %s\n", p->name, strerror(errno));
             code = DFCL_IO;

@@ -8,7 +8,7 @@
 
 #include <difffit-cl/dfcl.h>
 
-enum cli_kind { CLI_FLAG, CLI_STR, CLI_INT, CLI_I64, CLI_U64, CLI_DBL, CLI_SIZE, CLI_LIST };
+enum cli_kind { CLI_FLAG, CLI_STR, CLI_CHOICE, CLI_PATH, CLI_DEVICE, CLI_INT, CLI_I64, CLI_U64, CLI_DBL, CLI_SIZE, CLI_LIST };
 
 #define CLI_LIST_MAX 64
 struct cli_list {
@@ -16,7 +16,9 @@ struct cli_list {
     int count;
 };
 
-/* One option. dest: bool, const char *, int, int64_t, uint64_t, double, uint64_t (bytes, "8G"), struct cli_list. */
+/* One option: for parsing, help, environment, configuration files, shell completion and manual page alike.
+ * dest: bool; const char * (STR, CHOICE, PATH, DEVICE); int, int64_t, uint64_t, double; uint64_t (SIZE: bytes, "8G"); struct cli_list (of paths).
+ * CHOICE: arg is what may be given, "on|off". PATH: a file or folder; lower-case words of arg may stand for one ("auto|DIR"). */
 struct cli_option {
     const char *name; /* "--steps" */
     enum cli_kind kind;
@@ -26,13 +28,34 @@ struct cli_option {
     double min, max; /* numbers; both 0: any */
 };
 
+/* Where an option's value came from; a later one wins. */
+enum cli_from { CLI_DEFAULT = 0, CLI_FILE, CLI_ENVIRONMENT, CLI_WORDS };
+
+#define CLI_OPTIONS_MAX 80 /* of a command, common ones included */
+
+struct cli;
+/* What a command's cli_parse was called with; words: most positional words. */
+typedef void (*cli_visit_fn)(struct cli *c, const char *usage, const struct cli_option *options, const struct cli_option *common, int words);
+
 /* What every command gets. */
 struct cli {
-    const char *program; /* "difffit-cl": in front of messages */
+    const struct cli_program *program;
     dfcl_context *ctx;
     const char *command;
-    const char *device;
+    const char *device, *config;
     bool verbose, quiet;
+
+    /* options.c */
+    int code;      /* to be returned when cli_parse says so */
+    char *options; /* effective options as JSON, as a configuration file would have them; NULL: out of memory */
+    struct {
+        const char *name;
+        enum cli_from from;
+    } given[CLI_OPTIONS_MAX];
+    int given_count;
+    void *kept; /* strings that options point to */
+    cli_visit_fn visit;
+    void *visit_user;
 };
 
 /* A program: its commands, and what --help says around them. */
@@ -43,17 +66,34 @@ struct cli_command {
 };
 struct cli_program {
     const char *name, *noun; /* "difffit-cl", "command" */
-    const char *about, *end; /* sentences before and after the commands */
+    const char *prefix;      /* "DIFFFIT_CL_": of environment variables for options */
+    const char *summary;     /* for the manual page, no full stop */
+    const char *about;
     const struct cli_command *commands;
     int count;
+    const char *const (*examples)[2]; /* command line, what it does; ends with NULL. For the manual page */
+    const char *const *see_also;      /* pages, ends with NULL */
 };
-/* main() of a program: --help, --version, the context, the command. */
+/* main() of a program: --help, --version, --man, --completion, the context, the command. */
 int cli_main(const struct cli_program *p, int argc, char **argv);
 
-/* Parses argv[1..] by the table plus the common options. Positional words go to `rest` (at most rest_max). On --help prints `usage` and
- * the options and exits 0; on any mistake prints one line and exits 2. Returns the number of positional words. */
+/* Reads options by the table and the common ones: from the configuration file (--config), then the environment, then argv[1..]. Positional
+ * words go to `rest` (at most rest_max); returns their number. -1: the command has nothing to do but to return c->code (--help; a mistake, which has
+ * been reported), so nothing that needs undoing may come before. */
 int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const struct cli_option *options, const char **rest,
-              int rest_max);
+              int rest_max) __attribute__((warn_unused_result));
+enum cli_from cli_given(const struct cli *c, const char *option);
+/* Calls `fn` with the table of a command, which does not run. */
+void cli_visit(const struct cli_program *p, const char *command, cli_visit_fn fn, void *user);
+void cli_parse_finish(struct cli *c); /* frees what cli_parse keeps */
+/* Name of the environment variable for an option, "DIFFFIT_CL_MAX_MEMORY". */
+void cli_variable(const struct cli_program *p, const char *option, char *buf, size_t size);
+
+/* ---- generate.c: what --help, --man and --completion print, from the same tables ---- */
+void cli_help(const struct cli *c, const char *usage, const struct cli_option *options, const struct cli_option *common);
+void cli_program_help(const struct cli_program *p, FILE *f);
+void cli_man(const struct cli_program *p);
+int cli_completion(const struct cli_program *p, const char *shell);
 
 /* Prints "PROGRAM COMMAND: message" and returns the exit code for it. */
 int cli_fail(const struct cli *c, const dfcl_error *err);
@@ -67,20 +107,20 @@ dfcl_status cli_open_device(struct cli *c, dfcl_device **dev, dfcl_error *err);
 /* Reads a tensor of a safetensors file whose shape must be want[0..ndim) and whose values must be finite; *out is to be freed with dfcl_tensor_free, also after an error. */
 dfcl_status cli_read_tensor(struct cli *c, const char *path, const char *key, const int64_t *want, int ndim, float **out, dfcl_error *err);
 
-/* Values of --weights and --pack (NULL: the defaults) and a progress line, into a model's parameters. 0, or the exit code after a message. */
-int cli_weights(struct cli *c, const char *weights, const char *pack, struct dfcl_model_params *p);
+/* Values of --weights and --pack (NULL: the defaults) and a progress line, into a model's parameters. */
+void cli_weights(struct cli *c, const char *weights, const char *pack, struct dfcl_model_params *p);
 #define CLI_WEIGHTS_OPTIONS(weights, pack)                                                                                             \
-    {"--weights", CLI_STR, weights, "T", "type in which frozen matrices are held: f32 (default), bf16, f16 (half the memory)", 0, 0}, \
-    {"--pack", CLI_STR, pack, "P", "auto (default): lay weights out for the device; cache: and keep that on disk for the next start; never: on a CPU, read them straight from the file", 0, 0}
+    {"--weights", CLI_CHOICE, weights, "f32|bf16|f16", "type in which frozen matrices are held (f32); 16 bits take half the memory", 0, 0}, \
+    {"--pack", CLI_CHOICE, pack, "auto|never|cache", "auto (default): lay weights out for the device; cache: and keep that on disk for the next start; never: on a CPU, read them straight from the file", 0, 0}
 /* The same for --activations. */
-int cli_activations(struct cli *c, const char *activations, struct dfcl_model_params *p);
+void cli_activations(const char *activations, struct dfcl_model_params *p);
 #define CLI_ACTIVATIONS_OPTION(activations)                                                                                             \
-    {"--activations", CLI_STR, activations, "T", "type in which backward's activations are kept: f32, bf16; auto (default): bf16 with bf16 weights", 0, 0}
+    {"--activations", CLI_CHOICE, activations, "auto|f32|bf16", "type in which backward's activations are kept; auto (default): bf16 with bf16 weights", 0, 0}
 
 /* How pictures of a folder are read. */
 #define CLI_PICTURE_OPTIONS(crop, alpha, skip_bad)                                                                                 \
-    {"--crop", CLI_STR, crop, "HOW", "pictures: center (default), or random, another part each time", 0, 0},                       \
-    {"--alpha", CLI_STR, alpha, "HOW", "pictures: transparency on white (default), or drop: the colour under it", 0, 0},           \
+    {"--crop", CLI_CHOICE, crop, "center|random", "pictures: center (default), or random, another part each time", 0, 0},            \
+    {"--alpha", CLI_CHOICE, alpha, "white|drop", "pictures: transparency on white (default), or drop: the colour under it", 0, 0},   \
     {"--skip-bad", CLI_FLAG, skip_bad, NULL, "leave out files that cannot be read instead of stopping", 0, 0}
 
 /* After cli_catch_signals(): 0 until SIGINT or SIGTERM asks to stop, then the exit code for it, 130 or 143. A second signal ends the program at once. */

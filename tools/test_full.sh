@@ -1,7 +1,7 @@
 # The stages of test.sh --full; sourced, uses its functions and counters.
 
 stage "what the stages need"
-try_packages clang oclgrind python3-venv python3-pip
+try_packages clang oclgrind python3-venv python3-pip zsh groff-base
 # The sanitizers' runtime is a package of its own where clang's release says so (Debian 12 on), part of clang elsewhere.
 major=$(clang -dumpversion 2> /dev/null | cut -d. -f1 || true)
 if [ -n "$major" ] && apt-cache show "libclang-rt-$major-dev" > /dev/null 2>&1; then

@@ -50,6 +50,7 @@ struct dfcl_train_params {
     uint64_t max_memory;   /* [device's memory] bytes; the micro-batch and what is recomputed are chosen by it where they are not given */
     const char *recompute; /* what backward runs again to save memory, with the same numbers: ["auto": the least that fits], "none", "cheap", "block" */
     const char *dtype;     /* `full`: type of the written base ["f32"], "f16", "bf16" */
+    const char *options;   /* [none] a JSON object, kept as "options" in the run's config.json: what the caller was asked for, in its own words */
 };
 
 struct dfcl_train_progress {

@@ -62,6 +62,16 @@ static dfcl_status check(struct dfcl_train_config *c, dfcl_error *err) {
     return s ? s : dfcl_weight_dtype(p->dtype, &c->dtype, err);
 }
 
+/* What the caller wants kept of its own options. */
+static dfcl_status read_options(const struct dfcl_train_params *p, cJSON **out, dfcl_error *err) {
+    dfcl_error why = {0};
+    dfcl_status s = dfcl_json_parse(out, p->options, strlen(p->options), DFCL_JSON_LIMITS, "options", &why);
+    if (s == DFCL_NOMEM)
+        return dfcl_fail(err, s, "%s", why.msg);
+    return !s && cJSON_IsObject(*out) ? DFCL_OK
+                                      : dfcl_fail(err, DFCL_USAGE, "training: options: expected a JSON object, found %s", s ? why.msg : "another value");
+}
+
 dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_context *ctx, const struct dfcl_train_params *params,
                                    dfcl_error *err) {
     memset(c, 0, sizeof *c);
@@ -78,7 +88,7 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
         return dfcl_fail(err, DFCL_USAGE, "training: expected a base in a file, found a random one in memory");
     dfcl_status s = DFCL_OK;
     const char **strings[] = {&p->model.path, &p->model.which, &p->data, &p->run_dir, &p->method, &p->gamma_sites,
-                              &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype, &p->recompute, &p->crop, &p->alpha};
+                              &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype, &p->recompute, &p->crop, &p->alpha, &p->options};
     _Static_assert(DFCL_COUNT(strings) <= DFCL_COUNT(c->owned), "room for every string");
     for (size_t i = 0; i < DFCL_COUNT(strings); i++)
         *strings[i] = keep(c, *strings[i], err, &s);
@@ -107,6 +117,10 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
     p->label_dropout = p->label_dropout == 0 ? 0.1 : p->label_dropout < 0 ? 0.0 : p->label_dropout;
 #undef DEFAULT
     s = check(c, err);
+    cJSON *options = NULL;
+    if (!s && p->options)
+        s = read_options(p, &options, err);
+    cJSON_Delete(options);
 out:
     if (s)
         dfcl_train_config_finish(c);
@@ -226,6 +240,19 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
     cJSON_AddNumberToObject(root, "checkpoint_every", (double)p->checkpoint_every);
     cJSON_AddNumberToObject(root, "sample_every", (double)p->sample_every);
     cJSON_AddNumberToObject(root, "log_every", (double)p->log_every);
+    cJSON_AddNumberToObject(root, "keep", p->keep);
+    cJSON_AddBoolToObject(root, "keep_best", p->val_fraction > 0 && !p->no_keep_best);
+    if (p->max_memory)
+        cJSON_AddNumberToObject(root, "max_memory", (double)p->max_memory);
+    if (p->options) {
+        cJSON *options = NULL;
+        dfcl_status s = read_options(p, &options, err);
+        if (s) {
+            cJSON_Delete(root);
+            return s;
+        }
+        cJSON_AddItemToObject(root, "options", options);
+    }
     o = cJSON_AddObjectToObject(root, "device");
     cJSON_AddStringToObject(o, "backend", d->backend);
     cJSON_AddStringToObject(o, "platform", d->platform);

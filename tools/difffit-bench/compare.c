@@ -180,10 +180,13 @@ static void describe(const char *letter, const struct result *r) {
 int bench_compare(struct cli *c, int argc, char **argv) {
     const struct cli_option none[] = {{NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0}};
     const char *files[2];
-    if (cli_parse(c, argc, argv,
+    int n = cli_parse(c, argc, argv,
                   "compare A.json B.json\n\nRatios of two results of the same benchmark: above 1, B is faster.\n"
                   "Exit code 6 when they are not of the same work.",
-                  none, files, 2) != 2)
+                  none, files, 2);
+    if (n < 0)
+        return c->code;
+    if (n != 2)
         return cli_usage(c, "expected two files");
     struct result a = {.path = files[0]}, b = {.path = files[1]};
     dfcl_error err = {0};

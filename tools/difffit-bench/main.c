@@ -11,12 +11,22 @@ static const struct cli_command commands[] = {
     {"compare", bench_compare, "ratios of two results that --json wrote"},
 };
 
+static const char *const examples[][2] = {
+    {"difffit-bench ops --filter linear_fwd", "Every variant of the forward product, beside the device's peak."},
+    {"difffit-bench train --size DiT-B/2 --batch 8 --json > A.json", "Seconds per image of an optimizer step, for `compare`."},
+    {NULL, NULL},
+};
+static const char *const see_also[] = {"difffit-cl", NULL};
+
 int main(int argc, char **argv) {
     const struct cli_program p = {
         .name = "difffit-bench",
         .noun = "benchmark",
         .about = "Measures a device. Everything is timed several times; medians come with least and most.",
-        .end = "`difffit-bench BENCHMARK --help` has the options. Exit codes are those of difffit-cl.",
+        .prefix = "DIFFFIT_BENCH_",
+        .summary = "measure a device: kernels beside its peak, and whole models",
+        .examples = examples,
+        .see_also = see_also,
         .commands = commands,
         .count = sizeof commands / sizeof *commands};
     return cli_main(&p, argc, argv);

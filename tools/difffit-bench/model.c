@@ -230,30 +230,17 @@ static dfcl_status choose_model(struct job *j, dfcl_error *err) {
     return DFCL_OK;
 }
 
-static dfcl_status choose_sampler(struct job *j, dfcl_error *err) {
-    static const struct {
-        const char *name;
-        enum dfcl_sampler_kind kind;
-    } samplers[] = {{"ddim", DFCL_SAMPLER_DDIM}, {"ddpm", DFCL_SAMPLER_DDPM}, {"dpm++", DFCL_SAMPLER_DPMPP_2M}};
-    for (size_t i = 0; i < sizeof samplers / sizeof *samplers; i++)
-        if (!strcmp(samplers[i].name, j->sampler)) {
-            j->p.sample.sampler = samplers[i].kind;
-            return DFCL_OK;
-        }
-    return bench_fail(err, DFCL_USAGE, "--sampler: expected ddim, ddpm or dpm++, found '%s'", j->sampler);
-}
-
 static int measure(struct job *j, int argc, char **argv, const char *usage, const struct cli_option *own) {
     const struct cli_option shared[] = {
         {"--size", CLI_STR, &j->size, "NAME", "random weights of DiT-S/8 ... DiT-XL/2 (the default)", 0, 0},
         {"--pixels", CLI_INT, &j->pixels, "P", "side of the picture; the latent has an eighth (256, or as --model says)", 8, 4096},
-        {"--model", CLI_STR, &j->p.model.path, "FILE", "weights of a file instead", 0, 0},
+        {"--model", CLI_PATH, &j->p.model.path, "FILE", "weights of a file instead", 0, 0},
         CLI_WEIGHTS_OPTIONS(&j->weights, &j->pack),
         {"--batch", CLI_INT, &j->p.batch, "B", "pictures at a time (1)", 1, 65536},
         {"--repeat", CLI_INT, &j->repeat, "N", "timed runs (5)", 1, 10000},
         {"--warmup", CLI_INT, &j->warmup, "N", "runs before them that do not count (1)", 0, 10000},
         {"--seed", CLI_U64, &j->p.seed, "N", "seed of weights and inputs (0)", 0, 0},
-        {"--inputs", CLI_STR, &j->inputs, "FILE", "safetensors: x [B,C,S,S], classes y [B]; not for sample: t [B]; train: noise [B,C,S,S]", 0, 0},
+        {"--inputs", CLI_PATH, &j->inputs, "FILE", "safetensors: x [B,C,S,S], classes y [B]; not for sample: t [B]; train: noise [B,C,S,S]", 0, 0},
         {"--variants", CLI_STR, &j->variants, "LIST", "kernel variants allowed (portable) or forbidden (-cpu)", 0, 0},
         {"--paced", CLI_FLAG, &j->paced, NULL, "say \"ready\", run once for each line of standard input, answer with the seconds per image", 0, 0},
         {"--json", CLI_FLAG, &j->json, NULL, "print JSON", 0, 0},
@@ -265,17 +252,17 @@ static int measure(struct job *j, int argc, char **argv, const char *usage, cons
     do
         options[n++] = *own;
     while (own++->name);
-    cli_parse(j->c, argc, argv, usage, options, NULL, 0);
-    int code = cli_weights(j->c, j->weights, j->pack, &j->p.model);
-    if (!code)
-        code = cli_activations(j->c, j->activations, &j->p.model);
-    if (code)
-        return code;
+    if (cli_parse(j->c, argc, argv, usage, options, NULL, 0) < 0)
+        return j->c->code;
+    cli_weights(j->c, j->weights, j->pack, &j->p.model);
+    cli_activations(j->activations, &j->p.model);
 
     dfcl_error err = {0};
     dfcl_status s = choose_model(j, &err);
-    if (!s && j->p.kind == DFCL_BENCH_SAMPLE)
-        s = choose_sampler(j, &err);
+    if (j->p.kind == DFCL_BENCH_SAMPLE)
+        j->p.sample.sampler = !strcmp(j->sampler, "ddpm")   ? DFCL_SAMPLER_DDPM
+                              : !strcmp(j->sampler, "ddim") ? DFCL_SAMPLER_DDIM
+                                                            : DFCL_SAMPLER_DPMPP_2M;
     if (!s && j->paced && j->repeat)
         s = bench_fail(&err, DFCL_USAGE, "--paced and --repeat exclude each other");
     if (!j->repeat)
@@ -298,7 +285,7 @@ static struct job job_of(struct cli *c, const char *name, enum dfcl_bench_kind k
 int bench_forward(struct cli *c, int argc, char **argv) {
     struct job j = job_of(c, "forward", DFCL_BENCH_FORWARD);
     const struct cli_option own[] = {
-        {"--output", CLI_STR, &j.output, "FILE", "write what it computes as safetensors: out [B,2C,S,S]", 0, 0},
+        {"--output", CLI_PATH, &j.output, "FILE", "write what it computes as safetensors: out [B,2C,S,S]", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
     return measure(&j, argc, argv, "forward [options]\n\nSeconds per image of a forward pass, memory, share of the peak measured before and after.",
@@ -308,10 +295,10 @@ int bench_forward(struct cli *c, int argc, char **argv) {
 int bench_train(struct cli *c, int argc, char **argv) {
     struct job j = job_of(c, "train", DFCL_BENCH_TRAIN);
     const struct cli_option own[] = {
-        {"--method", CLI_STR, &j.p.method, "M", "difffit (default), difffit-block, bitfit, full", 0, 0},
+        {"--method", CLI_CHOICE, &j.p.method, "difffit|difffit-block|bitfit|full", "which parameters are trained and added (difffit)", 0, 0},
         {"--micro-batch", CLI_INT, &j.p.micro_batch, "B", "pictures per pass (as `difffit-cl train` chooses); divides the batch", 1, 65536},
         CLI_ACTIVATIONS_OPTION(&j.activations),
-        {"--recompute", CLI_STR, &j.p.recompute, "LEVEL", "what backward runs again to save memory: none, cheap, block; auto (default)", 0, 0},
+        {"--recompute", CLI_CHOICE, &j.p.recompute, "auto|none|cheap|block", "what backward runs again to save memory (auto: as little as memory allows)", 0, 0},
         {"--max-memory", CLI_SIZE, &j.p.max_memory, "SIZE", "device memory to stay within (8G, 800M): passes and --recompute follow", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
@@ -326,11 +313,11 @@ int bench_sample(struct cli *c, int argc, char **argv) {
     sp->steps = 10;
     sp->cfg = 4;
     const struct cli_option own[] = {
-        {"--sampler", CLI_STR, &j.sampler, "S", "ddim (default), ddpm, dpm++", 0, 0},
+        {"--sampler", CLI_CHOICE, &j.sampler, "ddim|ddpm|dpm++", "sampler (ddim)", 0, 0},
         {"--steps", CLI_INT, &sp->steps, "N", "sampling steps (10)", 1, 1000},
         {"--cfg", CLI_DBL, &sp->cfg, "W", "guidance scale (4; 1: none)", 0, 100},
         {"--max-memory", CLI_SIZE, &j.p.max_memory, "SIZE", "device memory to stay within (8G, 800M)", 0, 0},
-        {"--output", CLI_STR, &j.output, "FILE", "write the latents as safetensors: out [B,C,S,S]", 0, 0},
+        {"--output", CLI_PATH, &j.output, "FILE", "write the latents as safetensors: out [B,C,S,S]", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
     return measure(&j, argc, argv, "sample [options]\n\nSeconds per image of drawing a batch, all steps.", own);

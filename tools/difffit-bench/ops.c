@@ -46,8 +46,9 @@ int bench_peak(struct cli *c, int argc, char **argv) {
         {"--json", CLI_FLAG, &json, NULL, "print JSON", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv, "peak [options]\n\nMost that the device can do: f32 multiply-adds and dot products of bf16 in registers, reading memory.", options,
-              NULL, 0);
+    if (cli_parse(c, argc, argv, "peak [options]\n\nMost that the device can do: f32 multiply-adds and dot products of bf16 in registers, reading memory.", options,
+              NULL, 0) < 0)
+        return c->code;
     dfcl_error err = {0};
     dfcl_device *dev = NULL;
     double f32, bf16, bytes;
@@ -83,7 +84,8 @@ int bench_ops(struct cli *c, int argc, char **argv) {
         {"--json", CLI_FLAG, &l.json, NULL, "print JSON", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv, "ops [options]\n\nTimes every variant of every op, beside the peak measured before and after.", options, NULL, 0);
+    if (cli_parse(c, argc, argv, "ops [options]\n\nTimes every variant of every op, beside the peak measured before and after.", options, NULL, 0) < 0)
+        return c->code;
     dfcl_error err = {0};
     dfcl_device *dev = NULL;
     double after;

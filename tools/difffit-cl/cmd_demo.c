@@ -323,8 +323,8 @@ int cmd_demo(struct cli *c, int argc, char **argv) {
     struct demo d = {.c = c, .steps = 600, .batch = 64, .lr = 5e-3, .cfg = 3, .sample_steps = 20};
     const char *out = "difffit-demo", *data = NULL;
     const struct cli_option options[] = {
-        {"--out", CLI_STR, &out, "DIR", "folder to write (difffit-demo); replaced when it holds an earlier demo", 0, 0},
-        {"--data", CLI_STR, &data, "DIR", "folder with base.safetensors and digits/ (the shipped one)", 0, 0},
+        {"--out", CLI_PATH, &out, "DIR", "folder to write (difffit-demo); replaced when it holds an earlier demo", 0, 0},
+        {"--data", CLI_PATH, &data, "DIR", "folder with base.safetensors and digits/ (the shipped one)", 0, 0},
         {"--steps", CLI_INT, &d.steps, "N", "fine-tuning steps (600)", 1, 1000000},
         {"--batch", CLI_INT, &d.batch, "B", "pictures per step (64)", 1, 65536},
         {"--lr", CLI_DBL, &d.lr, "X", "learning rate (5e-3)", 1e-9, 1},
@@ -333,10 +333,11 @@ int cmd_demo(struct cli *c, int argc, char **argv) {
         {"--seed", CLI_U64, &d.seed, "N", "seed (0)", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv,
+    if (cli_parse(c, argc, argv,
               "demo [--out DIR]\n\nFine-tunes a base that knows printed letters on 1,400 handwritten digits, on the best device found. Writes\n"
               "DIR/demo.png (real, base, DiffFit), DIR/demo.json and DIR/run/delta.safetensors. The other 397 digits judge it.",
-              options, NULL, 0);
+              options, NULL, 0) < 0)
+        return c->code;
     dfcl_error err = {0};
     snprintf(d.out, sizeof d.out, "%s", out);
     if (data)

@@ -46,7 +46,8 @@ int cmd_devices(struct cli *c, int argc, char **argv) {
         {"--json", CLI_FLAG, &json, NULL, "print JSON", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv, "devices [--json]\n\nLists every compute device, best first; `auto` takes the first usable one.", options, NULL, 0);
+    if (cli_parse(c, argc, argv, "devices [--json]\n\nLists every compute device, best first; `auto` takes the first usable one.", options, NULL, 0) < 0)
+        return c->code;
     dfcl_error err = {0};
     int n = 0, max = 0;
     struct dfcl_device_info *list = NULL;

@@ -107,15 +107,6 @@ static void picture_free(struct picture *p, const dfcl_context *ctx) {
         dfcl_text_free(ctx, all[i]);
 }
 
-/* Was the option given? */
-static bool given(int argc, char **argv, const char *name) {
-    size_t n = strlen(name);
-    for (int i = 1; i < argc; i++)
-        if (!strncmp(argv[i], name, n) && (!argv[i][n] || argv[i][n] == '='))
-            return true;
-    return false;
-}
-
 /* "0,3,7" or names, separated by commas; "all"; "null". */
 static dfcl_status parse_classes(const dfcl_model *m, int domain, const char *text, int **out, int *count, dfcl_error *err) {
     int k = dfcl_model_classes(m, domain), n = 0, cap = 1;
@@ -173,42 +164,43 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     int per_class = 0, columns = 0, zoom = 0;
     bool force = false;
     const struct cli_option options[] = {
-        {"--model", CLI_STR, &mp.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
+        {"--model", CLI_PATH, &mp.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
         {"--delta", CLI_LIST, &deltas, "F[:S]", "fine-tuned domain, with an optional strength (1); several are blended", 0, 0},
-        {"--requests", CLI_STR, &requests_path, "FILE", "requests, one a line: delta, class, seed, guidance, count ... (docs/formats.md)", 0, 0},
-        {"--from", CLI_STR, &from, "PNG", "draw what this picture says of itself again", 0, 0},
+        {"--requests", CLI_PATH, &requests_path, "FILE", "requests, one a line: delta, class, seed, guidance, count ... (docs/formats.md)", 0, 0},
+        {"--from", CLI_PATH, &from, "PNG", "draw what this picture says of itself again", 0, 0},
         {"--max-domains", CLI_INT, &mp.max_domains, "N", "deltas and blends in memory at a time (all of them, at most 64)", 1, 4096},
         {"--heads", CLI_INT, &mp.heads, "H", "attention heads, where the file does not say", 1, 1024},
-        {"--weights-of", CLI_STR, &mp.which, "W", "training checkpoints: ema (default) or model", 0, 0},
+        {"--weights-of", CLI_CHOICE, &mp.which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
         CLI_WEIGHTS_OPTIONS(&weights, &pack),
         {"--classes", CLI_STR, &classes, "LIST", "ids or names separated by commas, null, or all (default)", 0, 0},
         {"-n", CLI_INT, &per_class, "N", "pictures per class (4), or per request (1)", 1, 1000000},
-        {"--sampler", CLI_STR, &sampler, "S", "ddpm (default), ddim, dpm++", 0, 0},
+        {"--sampler", CLI_CHOICE, &sampler, "ddpm|ddim|dpm++", "sampler (ddpm)", 0, 0},
         {"--steps", CLI_INT, &sp.steps, "N", "sampling steps (ddpm 250, else 50)", 1, 1000},
-        {"--spacing", CLI_STR, &sp.spacing, "S", "ddpm, ddim: even (default) or ddim: constant stride", 0, 0},
+        {"--spacing", CLI_CHOICE, &sp.spacing, "even|ddim", "ddpm, ddim: how steps are chosen (even); ddim: constant stride", 0, 0},
         {"--eta", CLI_DBL, &sp.eta, "X", "ddim: 0 (default) deterministic ... 1 ancestral", 0, 1},
         {"--cfg", CLI_DBL, &sp.cfg, "W", "guidance scale (1: none)", 0, 100},
-        {"--cfg-channels", CLI_STR, &sp.cfg_channels, "3|all", "channels that are guided: 3 as the original, or all (3 for latents of 4)", 0, 0},
-        {"--guidance", CLI_STR, &guidance, "class|domain", "reference: the domain's null class (default), or the base's", 0, 0},
+        {"--cfg-channels", CLI_CHOICE, &sp.cfg_channels, "3|all", "channels that are guided: 3 as the original, or all (3 for latents of 4)", 0, 0},
+        {"--guidance", CLI_CHOICE, &guidance, "class|domain", "reference: the domain's null class (default), or the base's", 0, 0},
         {"--cfg-interval", CLI_STR, &interval, "LO,HI", "guidance only at noise levels LO < sigma <= HI (everywhere)", 0, 0},
-        {"--clip", CLI_STR, &clip, "on|off", "clamp the predicted picture to [-1,1] (on for pixel models)", 0, 0},
+        {"--clip", CLI_CHOICE, &clip, "auto|on|off", "clamp the predicted picture to [-1,1] (auto: on for pixel models)", 0, 0},
         {"--seed", CLI_U64, &sp.seed, "N", "seed (0)", 0, 0},
         {"--batch", CLI_INT, &sp.batch, "B", "pictures per pass (8)", 1, 65536},
         {"--max-memory", CLI_SIZE, &sp.max_memory, "SIZE", "device memory to stay within", 0, 0},
-        {"--vae", CLI_STR, &vae, "none", "none: pixel models, or only --save-latents", 0, 0},
-        {"--out", CLI_STR, &out, "PATH", "grid (NAME.png), samples for an evaluator (NAME.npz), or a folder of pictures", 0, 0},
+        {"--vae", CLI_CHOICE, &vae, "none", "none: pixel models, or only --save-latents", 0, 0},
+        {"--out", CLI_PATH, &out, "PATH", "grid (NAME.png), samples for an evaluator (NAME.npz), or a folder of pictures", 0, 0},
         {"--columns", CLI_INT, &columns, "N", "columns of the grid (-n)", 1, 10000},
         {"--zoom", CLI_INT, &zoom, "N", "draw each pixel N times (small pictures are enlarged)", 1, 64},
-        {"--init-noise", CLI_STR, &init_noise, "FILE", "safetensors with z [n,C,S,S] instead of the seed's noise", 0, 0},
-        {"--step-noise", CLI_STR, &step_noise, "FILE", "safetensors with step_noise [steps,n,C,S,S]", 0, 0},
-        {"--save-latents", CLI_STR, &save_latents, "FILE", "write latents [n,C,S,S] as safetensors", 0, 0},
+        {"--init-noise", CLI_PATH, &init_noise, "FILE", "safetensors with z [n,C,S,S] instead of the seed's noise", 0, 0},
+        {"--step-noise", CLI_PATH, &step_noise, "FILE", "safetensors with step_noise [steps,n,C,S,S]", 0, 0},
+        {"--save-latents", CLI_PATH, &save_latents, "FILE", "write latents [n,C,S,S] as safetensors", 0, 0},
         {"--force", CLI_FLAG, &force, NULL, "use a delta that was made on another base", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
     static const char usage[] =
         "sample --model FILE [--delta FILE] --out PATH [options]\n       difffit-cl sample --from PNG --out PATH\n\nDraws pictures. The same seed gives the "
         "same noise in any batch and on any device.\nPictures are written batch by batch; an interrupted run keeps them.";
-    cli_parse(c, argc, argv, usage, options, NULL, 0);
+    if (cli_parse(c, argc, argv, usage, options, NULL, 0) < 0)
+        return c->code;
     dfcl_error err = {0};
     struct picture pic = {0};
     struct sample_requests r = {0};
@@ -221,7 +213,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     if (from) {
         static const char *const fixed[] = {"--delta", "--classes", "--requests", "-n", "--seed", "--cfg", "--init-noise", "--step-noise"};
         for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
-            if (given(argc, argv, fixed[i]))
+            if (cli_given(c, fixed[i]) == CLI_WORDS)
                 return cli_usage(c, "%s: --from takes this from the picture", fixed[i]);
         if ((s = picture_read(&pic, c, from, &err)) != DFCL_OK)
             goto out;
@@ -236,28 +228,20 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
             }
         for (int i = 1; i < argc && n < (int)(sizeof words / sizeof *words); i++)
             words[n++] = argv[i];
-        cli_parse(c, n, (char **)words, usage, options, NULL, 0);
+        if (cli_parse(c, n, (char **)words, usage, options, NULL, 0) < 0) {
+            code = c->code;
+            goto quiet_out;
+        }
+        /* what it takes from the picture, no other source has a say in */
+        deltas.count = per_class = 0;
+        requests_path = classes = init_noise = step_noise = NULL;
     }
     if (!mp.path)
         return cli_usage(c, "--model is required");
     if (!out && !save_latents)
         return cli_usage(c, "--out or --save-latents is required");
-    if (strcmp(vae, "none"))
-        return cli_usage(c, "--vae: expected none, found '%s'", vae);
-    if (!strcmp(sampler, "ddpm"))
-        sp.sampler = DFCL_SAMPLER_DDPM;
-    else if (!strcmp(sampler, "ddim"))
-        sp.sampler = DFCL_SAMPLER_DDIM;
-    else if (!strcmp(sampler, "dpm++"))
-        sp.sampler = DFCL_SAMPLER_DPMPP_2M;
-    else
-        return cli_usage(c, "--sampler: expected ddpm, ddim or dpm++, found '%s'", sampler);
-    if (!strcmp(clip, "on"))
-        sp.clip = 1;
-    else if (!strcmp(clip, "off"))
-        sp.clip = -1;
-    else if (strcmp(clip, "auto"))
-        return cli_usage(c, "--clip: expected on or off, found '%s'", clip);
+    sp.sampler = !strcmp(sampler, "ddpm") ? DFCL_SAMPLER_DDPM : !strcmp(sampler, "ddim") ? DFCL_SAMPLER_DDIM : DFCL_SAMPLER_DPMPP_2M;
+    sp.clip = !strcmp(clip, "on") ? 1 : !strcmp(clip, "off") ? -1 : 0;
     if (sp.eta > 0 && sp.sampler != DFCL_SAMPLER_DDIM)
         return cli_usage(c, "--eta is for --sampler ddim, found %s", sampler);
     if (sp.spacing && sp.sampler == DFCL_SAMPLER_DPMPP_2M)
@@ -280,16 +264,11 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--classes: --requests names the classes");
     if (requests_path && (init_noise || step_noise))
         return cli_usage(c, "--init-noise and --step-noise do not go with --requests");
-    if (!strcmp(guidance, "domain"))
-        sp.guidance = DFCL_GUIDANCE_DOMAIN;
-    else if (strcmp(guidance, "class"))
-        return cli_usage(c, "--guidance: expected class or domain, found '%s'", guidance);
+    sp.guidance = !strcmp(guidance, "domain") ? DFCL_GUIDANCE_DOMAIN : DFCL_GUIDANCE_CLASS;
     char rest;
     if (interval && (sscanf(interval, "%lf,%lf%c", &sp.cfg_lo, &sp.cfg_hi, &rest) != 2 || !(sp.cfg_lo >= 0 && sp.cfg_hi > sp.cfg_lo && isfinite(sp.cfg_hi))))
         return cli_usage(c, "--cfg-interval: expected LO,HI with 0 <= LO < HI, found '%s'", interval);
-    code = cli_weights(c, weights, pack, &mp);
-    if (code)
-        return code;
+    cli_weights(c, weights, pack, &mp);
     if (!sp.steps)
         sp.steps = sp.sampler == DFCL_SAMPLER_DDPM ? 250 : 50;
 

@@ -11,10 +11,13 @@ int cmd_info(struct cli *c, int argc, char **argv) {
         {"--quick", CLI_FLAG, &quick, NULL, "image folders: count the pictures only, without reading them for sizes and damage", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    if (cli_parse(c, argc, argv,
+    int n = cli_parse(c, argc, argv,
                   "info FILE|RUN|FOLDER [--json] [--quick]\n\nSays what a checkpoint (.pt, .safetensors, diffusers folder), delta, run directory, image folder,\n"
                   "latent folder, .npy or picture is.",
-                  options, &path, 1) != 1)
+                  options, &path, 1);
+    if (n < 0)
+        return c->code;
+    if (n != 1)
         return cli_usage(c, "expected one path");
     dfcl_error err = {0};
     char *text = NULL;
@@ -33,7 +36,7 @@ int cmd_init(struct cli *c, int argc, char **argv) {
     uint64_t seed = 0;
     double scale = 0;
     const struct cli_option options[] = {
-        {"--size", CLI_STR, &size, "NAME", "DiT-S/2 ... DiT-XL/8; or give the four below", 0, 0},
+        {"--size", CLI_STR, &size, "NAME", "DiT-S/8 ... DiT-XL/2; or give the four below", 0, 0},
         {"--depth", CLI_INT, &depth, "L", "number of blocks", 1, 1000},
         {"--hidden", CLI_INT, &hidden, "D", "width", 1, 65536},
         {"--heads", CLI_INT, &heads, "H", "attention heads; must divide the width", 1, 1024},
@@ -43,12 +46,13 @@ int cmd_init(struct cli *c, int argc, char **argv) {
         {"--channels", CLI_INT, &channels, "C", "channels of the latent or picture (4)", 1, 64},
         {"--seed", CLI_U64, &seed, "N", "seed (0)", 0, 0},
         {"--scale", CLI_DBL, &scale, "X", "every value from N(0, X) instead of the original initialisation (for speed tests)", 0, 10},
-        {"--dtype", CLI_STR, &dtype, "T", "f32 (default), f16 or bf16", 0, 0},
-        {"--out", CLI_STR, &out, "FILE", "safetensors file to write (required)", 0, 0},
+        {"--dtype", CLI_CHOICE, &dtype, "f32|f16|bf16", "type of the values (f32)", 0, 0},
+        {"--out", CLI_PATH, &out, "FILE", "safetensors file to write (required)", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv, "init --size DiT-XL/2 --out FILE\n\nWrites a random base, to be trained with `train --method full` or for measurements.",
-              options, NULL, 0);
+    if (cli_parse(c, argc, argv, "init --size DiT-XL/2 --out FILE\n\nWrites a random base, to be trained with `train --method full` or for measurements.",
+              options, NULL, 0) < 0)
+        return c->code;
     if (!out)
         return cli_usage(c, "--out is required");
     struct dfcl_init_params p = {.seed = seed, .scale = (float)scale, .dtype = dtype};
@@ -80,14 +84,15 @@ int cmd_merge(struct cli *c, int argc, char **argv) {
     const char *delta = NULL, *out = NULL;
     bool force = false;
     const struct cli_option options[] = {
-        {"--model", CLI_STR, &m.path, "FILE", "base checkpoint (required)", 0, 0},
-        {"--delta", CLI_STR, &delta, "FILE", "delta (required)", 0, 0},
-        {"--out", CLI_STR, &out, "FILE", "safetensors file to write, original names (required)", 0, 0},
+        {"--model", CLI_PATH, &m.path, "FILE", "base checkpoint (required)", 0, 0},
+        {"--delta", CLI_PATH, &delta, "FILE", "delta (required)", 0, 0},
+        {"--out", CLI_PATH, &out, "FILE", "safetensors file to write, original names (required)", 0, 0},
         {"--heads", CLI_INT, &m.heads, "H", "attention heads, where the file does not say", 1, 1024},
         {"--force", CLI_FLAG, &force, NULL, "even when the delta was made on another base", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv, "merge --model FILE --delta FILE --out FILE\n\nFolds scale vectors and biases into an ordinary checkpoint.", options, NULL, 0);
+    if (cli_parse(c, argc, argv, "merge --model FILE --delta FILE --out FILE\n\nFolds scale vectors and biases into an ordinary checkpoint.", options, NULL, 0) < 0)
+        return c->code;
     if (!m.path || !delta || !out)
         return cli_usage(c, "--model, --delta and --out are required");
     dfcl_error err = {0};
@@ -108,7 +113,8 @@ int cmd_selftest(struct cli *c, int argc, char **argv) {
         {"--seed", CLI_U64, &seed, "N", "with --ops: first seed (1)", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv, "selftest [--device D] [--ops]\n\nRuns a miniature model with known results on the device.", options, NULL, 0);
+    if (cli_parse(c, argc, argv, "selftest [--device D] [--ops]\n\nRuns a miniature model with known results on the device.", options, NULL, 0) < 0)
+        return c->code;
     dfcl_error err = {0};
     dfcl_device *dev = NULL;
     if (dfcl_device_open(&dev, c->ctx, c->device, &err))
@@ -130,15 +136,16 @@ int cmd_verify(struct cli *c, int argc, char **argv) {
     const char *golden = NULL, *dump = NULL;
     bool json = false;
     const struct cli_option options[] = {
-        {"--golden", CLI_STR, &golden, "DIR", "folder of reference data (required; docs/testing.md)", 0, 0},
-        {"--dump", CLI_STR, &dump, "DIR", "write what was computed, one safetensors per golden file", 0, 0},
+        {"--golden", CLI_PATH, &golden, "DIR", "folder of reference data (required; docs/testing.md)", 0, 0},
+        {"--dump", CLI_PATH, &dump, "DIR", "write what was computed, one safetensors per golden file", 0, 0},
         {"--json", CLI_FLAG, &json, NULL, "print JSON", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv,
+    if (cli_parse(c, argc, argv,
               "verify --golden DIR [--dump DIR] [--json]\n\nRuns forward, training and sampling on the device and compares with the original PyTorch code's numbers.\n"
               "Exit code 1 when a file is out of tolerance.",
-              options, NULL, 0);
+              options, NULL, 0) < 0)
+        return c->code;
     if (!golden)
         return cli_usage(c, "--golden is required");
     dfcl_error err = {0};

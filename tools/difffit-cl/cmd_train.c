@@ -29,31 +29,31 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     bool flip = false, skip_bad = false, no_best = false, no_classes = false, train_classes = false;
     const char *ema_warmup = "on", *which = NULL, *weights = NULL, *pack = NULL, *activations = NULL;
     const struct cli_option options[] = {
-        {"--model", CLI_STR, &p.model.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
+        {"--model", CLI_PATH, &p.model.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
         {"--heads", CLI_INT, &p.model.heads, "H", "attention heads, where the file does not say", 1, 1024},
-        {"--weights-of", CLI_STR, &which, "W", "training checkpoints: ema (default) or model", 0, 0},
+        {"--weights-of", CLI_CHOICE, &which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
         CLI_WEIGHTS_OPTIONS(&weights, &pack),
-        {"--data", CLI_STR, &p.data, "DIR", "image folder (a sub-folder a class) or folder of latents (required)", 0, 0},
-        {"--vae", CLI_STR, &vae, "none", "none: the model works on pixels, or the data are latents already", 0, 0},
-        {"--out", CLI_STR, &p.run_dir, "RUN", "run directory (required)", 0, 0},
-        {"--method", CLI_STR, &p.method, "M", "difffit (default), difffit-block, bitfit, full", 0, 0},
+        {"--data", CLI_PATH, &p.data, "DIR", "image folder (a sub-folder a class) or folder of latents (required)", 0, 0},
+        {"--vae", CLI_CHOICE, &vae, "none", "none: the model works on pixels, or the data are latents already", 0, 0},
+        {"--out", CLI_PATH, &p.run_dir, "RUN", "run directory (required)", 0, 0},
+        {"--method", CLI_CHOICE, &p.method, "difffit|difffit-block|bitfit|full", "which parameters are trained and added (difffit); docs/methods.md", 0, 0},
         {"--gamma-sites", CLI_STR, &p.gamma_sites, "LIST", "qkv,proj,attn,mlp: where scale vectors go (the method's)", 0, 0},
         {"--gamma-blocks", CLI_STR, &p.gamma_blocks, "A-B", "blocks with scale vectors: 0-13, 0,2,4-6, all, half (the method's)", 0, 0},
-        {"--class-init", CLI_STR, &p.class_init, "HOW", "match (default): rows of base classes of the same name; random, null, mean, or a FILE", 0, 0},
+        {"--class-init", CLI_PATH, &p.class_init, "match|random|null|mean|FILE", "where class rows start; match (default): at the rows of base classes of the same name", 0, 0},
         {"--train-classes", CLI_FLAG, &train_classes, NULL, "train the class table also where the method would not", 0, 0},
         {"--no-train-classes", CLI_FLAG, &no_classes, NULL, "keep the class table as it starts", 0, 0},
         {"--steps", CLI_I64, &p.steps, "N", "optimizer steps in all (400)", 1, 1e9},
         {"--batch", CLI_INT, &p.batch, "B", "samples per optimizer step (32)", 1, 65536},
         {"--micro-batch", CLI_INT, &p.micro_batch, "B", "samples per pass (as memory allows); divides the batch", 1, 65536},
         {"--lr", CLI_DBL, &p.lr, "X", "learning rate (1e-4)", 1e-12, 10},
-        {"--lr-schedule", CLI_STR, &p.lr_schedule, "S", "constant (default) or cosine", 0, 0},
+        {"--lr-schedule", CLI_CHOICE, &p.lr_schedule, "constant|cosine", "learning rate after the warm-up (constant); cosine: to 0 at --steps", 0, 0},
         {"--warmup", CLI_I64, &p.warmup, "N", "steps of linear warm-up (0)", 0, 1e9},
         {"--weight-decay", CLI_DBL, &p.weight_decay, "X", "AdamW weight decay (0)", 0, 1},
         {"--beta1", CLI_DBL, &p.beta1, "X", "AdamW (0.9)", 0, 0.99999999},
         {"--beta2", CLI_DBL, &p.beta2, "X", "AdamW (0.999)", 0, 0.99999999},
         {"--clip", CLI_DBL, &p.clip, "X", "largest global gradient norm (no clipping)", 0, 1e9},
         {"--ema", CLI_DBL, &p.ema_decay, "X", "decay of the moving average (0.9999)", 0, 0.99999999},
-        {"--ema-warmup", CLI_STR, &ema_warmup, "on|off", "on (default): decay (1+k)/(10+k) after k steps, at most --ema", 0, 0},
+        {"--ema-warmup", CLI_CHOICE, &ema_warmup, "on|off", "on (default): decay (1+k)/(10+k) after k steps, at most --ema", 0, 0},
         {"--label-dropout", CLI_DBL, &p.label_dropout, "X", "share of labels replaced by the null class (0.1)", 0, 1},
         {"--flip", CLI_FLAG, &flip, NULL, "random horizontal flips", 0, 0},
         CLI_PICTURE_OPTIONS(&p.crop, &p.alpha, &skip_bad),
@@ -66,34 +66,28 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--spike-z", CLI_DBL, &p.spike_z, "X", "a loss X standard deviations above the last 100 counts as a spike (6; 0: none does)", 0, 1e9},
         {"--sample-every", CLI_I64, &p.sample_every, "N", "steps between grids of pictures in RUN/samples (never)", 0, 1e9},
         {"--log-every", CLI_I64, &p.log_every, "N", "steps between lines of metrics.jsonl (10)", 1, 1e9},
-        {"--resume", CLI_STR, &p.resume, "auto|DIR", "auto: go on from RUN's newest checkpoint if there is one; or a checkpoint", 0, 0},
+        {"--resume", CLI_PATH, &p.resume, "auto|DIR", "auto: go on from RUN's newest checkpoint if there is one; or a checkpoint", 0, 0},
         {"--max-memory", CLI_SIZE, &p.max_memory, "SIZE", "device memory to stay within (8G, 800M): passes and --recompute follow", 0, 0},
         CLI_ACTIVATIONS_OPTION(&activations),
-        {"--recompute", CLI_STR, &p.recompute, "LEVEL", "what backward runs again instead of keeping it: none, cheap, block; auto (default): least", 0, 0},
-        {"--dtype", CLI_STR, &p.dtype, "T", "full: type of the written model: f32 (default), f16, bf16", 0, 0},
+        {"--recompute", CLI_CHOICE, &p.recompute, "auto|none|cheap|block", "what backward runs again instead of keeping it; auto (default): as little as memory allows", 0, 0},
+        {"--dtype", CLI_CHOICE, &p.dtype, "f32|f16|bf16", "full: type of the written model (f32)", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    cli_parse(c, argc, argv,
+    if (cli_parse(c, argc, argv,
               "train --model FILE --data DIR --out RUN [options]\n\nFine-tunes a frozen base on a folder of images; RUN/delta.safetensors holds the result\n"
               "(moving average), RUN/metrics.jsonl the losses. Ctrl-C saves a checkpoint; --resume auto goes on.",
-              options, NULL, 0);
+              options, NULL, 0) < 0)
+        return c->code;
     if (!p.model.path || !p.data || !p.run_dir)
         return cli_usage(c, "--model, --data and --out are required");
-    if (strcmp(vae, "none"))
-        return cli_usage(c, "--vae: expected none (pixel models, or a folder of latents), found '%s'", vae);
-    if (strcmp(ema_warmup, "on") && strcmp(ema_warmup, "off"))
-        return cli_usage(c, "--ema-warmup: expected on or off, found '%s'", ema_warmup);
     if (no_classes && train_classes)
         return cli_usage(c, "--train-classes and --no-train-classes exclude each other");
     if (p.dtype && (!p.method || strcmp(p.method, "full")))
         return cli_usage(c, "--dtype is for --method full: a delta holds f32 values");
     if (no_best && p.val_fraction <= 0)
         return cli_usage(c, "--no-keep-best goes with --val-fraction");
-    int code = cli_weights(c, weights, pack, &p.model);
-    if (!code)
-        code = cli_activations(c, activations, &p.model);
-    if (code)
-        return code;
+    cli_weights(c, weights, pack, &p.model);
+    cli_activations(activations, &p.model);
     double *const decays[] = {&p.beta1, &p.beta2, &p.ema_decay};
     for (int i = 0; i < 3; i++)
         *decays[i] = *decays[i] < 0 ? 0 : *decays[i] > 0 ? *decays[i] : DBL_MIN;
@@ -106,6 +100,9 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     p.no_keep_best = no_best;
     p.model.which = which;
 
+    p.options = c->options;
+
+    int code = 0;
     dfcl_error err = {0};
     dfcl_device *dev = NULL;
     dfcl_trainer *t = NULL;

@@ -12,16 +12,25 @@ static const struct cli_command commands[] = {
     {"selftest", cmd_selftest, "check a device in a few seconds"},
 };
 
+static const char *const examples[][2] = {
+    {"difffit-cl train --model DiT.pt --data pictures --out run", "Fine-tune a base on a folder of pictures, a sub-folder a class."},
+    {"difffit-cl train --model DiT.pt --data pictures --out run --resume auto", "Go on with a run that was interrupted."},
+    {"difffit-cl train --config run/config.json --seed 2 --out again", "The same settings once more, with another seed."},
+    {"difffit-cl sample --model DiT.pt --delta run/delta.safetensors --classes cat,dog -n 8 --cfg 4 --out grid.png",
+     "Draw eight pictures of each of two classes."},
+    {NULL, NULL},
+};
+static const char *const see_also[] = {"difffit-bench", "clinfo", NULL};
+
 int main(int argc, char **argv) {
     const struct cli_program p = {
         .name = "difffit-cl",
         .noun = "command",
+        .prefix = "DIFFFIT_CL_",
+        .summary = "fine-tune and sample Diffusion Transformers on any OpenCL device",
         .about = "Fine-tunes and samples Diffusion Transformers on any OpenCL device.",
-        .end =
-            "`difffit-cl COMMAND --help` has the options. Exit codes: 0 done, 1 other error, 2 usage, 3 device, 4 out "
-            "of memory,\n"
-            "5 non-finite numbers, 6 bad or mismatched file, 7 input/output,\n"
-            "130 interrupted, 143 terminated (training saves first).",
+        .examples = examples,
+        .see_also = see_also,
         .commands = commands,
         .count = sizeof commands / sizeof *commands};
     return cli_main(&p, argc, argv);
