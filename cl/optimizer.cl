@@ -1,11 +1,12 @@
-/* AdamW, EMA, axpby: a group of 256 items works off 1024 consecutive values, 256 apart per item, so that accesses coalesce. Sum of squares in two
+/* AdamW with the moving average, axpby: a group of 256 items works off 1024 consecutive values, 256 apart per item, so that accesses coalesce. Sum of squares in two
  * passes with a fixed order. All counts are 64-bit. */
 
 /* m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= decay p + step m / (sqrt(v) inv_root + eps); g already times gs. `decay` = lr wd, step =
- * lr / (1-b1^k), inv_root = 1 / sqrt(1-b2^k). p is changed by one subtraction, so that a small decay is not lost in a factor near 1. */
+ * lr / (1-b1^k), inv_root = 1 / sqrt(1-b2^k). p is changed by one subtraction, so that a small decay is not lost in a factor near 1.
+ * Then e += w (p - e), w = 1 - its decay, unless e is absent: the weights of old and new always add up to 1. */
 DFCL_KERNEL(256, 1, 1) adamw(GLOBAL float *p, dfcl_i64 p_off, GLOBAL const float *g, dfcl_i64 g_off, GLOBAL float *m, dfcl_i64 m_off,
-                             GLOBAL float *v, dfcl_i64 v_off, dfcl_i64 n, float gs, float b1, float ob1, float b2, float ob2, float decay,
-                             float step, float inv_root, float eps) {
+                             GLOBAL float *v, dfcl_i64 v_off, GLOBAL float *e, dfcl_i64 e_off, dfcl_i64 n, float gs, float b1, float ob1,
+                             float b2, float ob2, float decay, float step, float inv_root, float eps, float w) {
     dfcl_i64 at = (dfcl_i64)GRP(0) * 1024 + LID(0);
     for (int j = 0; j < 4; ++j, at += 256) {
         if (at >= n)
@@ -15,18 +16,12 @@ DFCL_KERNEL(256, 1, 1) adamw(GLOBAL float *p, dfcl_i64 p_off, GLOBAL const float
         float pi = p[p_off + at];
         m[m_off + at] = mi;
         v[v_off + at] = vi;
-        p[p_off + at] = pi - (decay * pi + step * mi / (sqrt(vi) * inv_root + eps));
-    }
-}
-
-/* ema += w (p - ema), w = 1 - decay: the weights of old and new always add up to 1. */
-DFCL_KERNEL(256, 1, 1) ema(GLOBAL float *e, dfcl_i64 e_off, GLOBAL const float *p, dfcl_i64 p_off, dfcl_i64 n, float w) {
-    dfcl_i64 at = (dfcl_i64)GRP(0) * 1024 + LID(0);
-    for (int j = 0; j < 4; ++j, at += 256) {
-        if (at >= n)
-            return;
-        float old = e[e_off + at];
-        e[e_off + at] = old + w * (p[p_off + at] - old);
+        pi = pi - (decay * pi + step * mi / (sqrt(vi) * inv_root + eps));
+        p[p_off + at] = pi;
+        if (e) {
+            float old = e[e_off + at];
+            e[e_off + at] = old + w * (pi - old);
+        }
     }
 }
 

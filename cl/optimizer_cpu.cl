@@ -3,41 +3,37 @@
 #define CHUNK 16384
 
 DFCL_KERNEL(1, 1, 1) adamw(GLOBAL float *p, dfcl_i64 p_off, GLOBAL const float *g, dfcl_i64 g_off, GLOBAL float *m, dfcl_i64 m_off,
-                           GLOBAL float *v, dfcl_i64 v_off, dfcl_i64 n, float gs, float b1, float ob1, float b2, float ob2, float decay,
-                           float step, float inv_root, float eps) {
+                           GLOBAL float *v, dfcl_i64 v_off, GLOBAL float *e, dfcl_i64 e_off, dfcl_i64 n, float gs, float b1, float ob1, float b2,
+                           float ob2, float decay, float step, float inv_root, float eps, float w) {
     dfcl_i64 first = (dfcl_i64)GRP(0) * CHUNK;
     int count = n - first < CHUNK ? (int)(n - first) : CHUNK, i = 0;
     p += p_off + first;
     g += g_off + first;
     m += m_off + first;
     v += v_off + first;
+    GLOBAL float *a = e ? e + e_off + first : 0;
     for (; i + 16 <= count; i += 16) {
         float16 gi = vload16(0, g + i) * gs, pi = vload16(0, p + i);
         float16 mi = b1 * vload16(0, m + i) + ob1 * gi, vi = b2 * vload16(0, v + i) + ob2 * gi * gi;
         vstore16(mi, 0, m + i);
         vstore16(vi, 0, v + i);
-        vstore16(pi - (decay * pi + step * mi / (sqrt(vi) * inv_root + eps)), 0, p + i);
+        pi = pi - (decay * pi + step * mi / (sqrt(vi) * inv_root + eps));
+        vstore16(pi, 0, p + i);
+        if (a) {
+            float16 old = vload16(0, a + i);
+            vstore16(old + w * (pi - old), 0, a + i);
+        }
     }
     for (; i < count; ++i) {
         float gi = g[i] * gs, pi = p[i];
         float mi = b1 * m[i] + ob1 * gi, vi = b2 * v[i] + ob2 * gi * gi;
         m[i] = mi;
         v[i] = vi;
-        p[i] = pi - (decay * pi + step * mi / (sqrt(vi) * inv_root + eps));
+        pi = pi - (decay * pi + step * mi / (sqrt(vi) * inv_root + eps));
+        p[i] = pi;
+        if (a)
+            a[i] = a[i] + w * (pi - a[i]);
     }
-}
-
-DFCL_KERNEL(1, 1, 1) ema(GLOBAL float *e, dfcl_i64 e_off, GLOBAL const float *p, dfcl_i64 p_off, dfcl_i64 n, float w) {
-    dfcl_i64 first = (dfcl_i64)GRP(0) * CHUNK;
-    int count = n - first < CHUNK ? (int)(n - first) : CHUNK, i = 0;
-    e += e_off + first;
-    p += p_off + first;
-    for (; i + 16 <= count; i += 16) {
-        float16 old = vload16(0, e + i);
-        vstore16(old + w * (vload16(0, p + i) - old), 0, e + i);
-    }
-    for (; i < count; ++i)
-        e[i] = e[i] + w * (p[i] - e[i]);
 }
 
 DFCL_KERNEL(1, 1, 1) axpby(GLOBAL const float *x, dfcl_i64 x_off, GLOBAL float *y, dfcl_i64 y_off, dfcl_i64 n, float a, float b, int keep) {

@@ -18,7 +18,6 @@ static const struct dfcl_op *const table[] = {
     &dfcl_op_class_embed_bwd,
     &dfcl_op_colsum,
     &dfcl_op_ddpm_step,
-    &dfcl_op_ema,
     &dfcl_op_gated_residual,
     &dfcl_op_gather_rows,
     &dfcl_op_guide,

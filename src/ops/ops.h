@@ -217,20 +217,14 @@ struct dfcl_hybrid_loss {
 };
 
 /* One AdamW step over n values: g' = g * grad_scale; bias correction by step k >= 1 given as c1 = 1-b1^k and c2 = 1-b2^k (from double).
- * p -= lr * wd * p; p -= lr/c1 * m / (sqrt(v)/sqrt(c2) + eps). */
+ * p -= lr * wd * p; p -= lr/c1 * m / (sqrt(v)/sqrt(c2) + eps). Then, if present, ema = ema_decay * ema + (1 - ema_decay) * p. */
 struct dfcl_adamw {
     struct dfcl_op_head head;
     int64_t n;
     double lr, beta1, beta2, eps, wd, c1, c2; /* double: 1 - 0.999f is off by 1e-5 */
+    double ema_decay;
     float grad_scale;
-    struct dfcl_ref p, g, m, v;
-};
-/* ema = decay * ema + (1 - decay) * p */
-struct dfcl_ema {
-    struct dfcl_op_head head;
-    int64_t n;
-    double decay;
-    struct dfcl_ref ema, p;
+    struct dfcl_ref p, g, m, v, ema;
 };
 /* y = a x + b y (b 0: y may hold anything) */
 struct dfcl_axpby {
@@ -315,7 +309,7 @@ extern const struct dfcl_op dfcl_op_gated_residual, dfcl_op_branch_bwd;
 extern const struct dfcl_op dfcl_op_patchify, dfcl_op_unpatchify, dfcl_op_timestep_embed;
 extern const struct dfcl_op dfcl_op_class_embed, dfcl_op_class_embed_bwd, dfcl_op_gather_rows;
 extern const struct dfcl_op dfcl_op_q_sample, dfcl_op_hybrid_loss;
-extern const struct dfcl_op dfcl_op_adamw, dfcl_op_ema, dfcl_op_axpby, dfcl_op_bf16_store, dfcl_op_bf16_load, dfcl_op_sumsq, dfcl_op_normal;
+extern const struct dfcl_op dfcl_op_adamw, dfcl_op_axpby, dfcl_op_bf16_store, dfcl_op_bf16_load, dfcl_op_sumsq, dfcl_op_normal;
 extern const struct dfcl_op dfcl_op_guide, dfcl_op_ddpm_step, dfcl_op_linear_step;
 
 /* supports() for the plain cases: the reference on `host`; any device with kernels; a CPU with kernels. */

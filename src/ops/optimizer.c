@@ -1,4 +1,4 @@
-/* AdamW, EMA, axpby and the sum of squares, over flat arrays of up to billions of values (64-bit counts). */
+/* AdamW with the moving average, axpby and the sum of squares, over flat arrays of up to billions of values (64-bit counts). */
 #include <math.h>
 #include <stdio.h>
 
@@ -18,6 +18,7 @@ static dfcl_status adamw_host(struct dfcl_device *dev, const void *params, dfcl_
         return s;
     float *p = dfcl_host_ptr(dev, o->p), *m = dfcl_host_ptr(dev, o->m), *v = dfcl_host_ptr(dev, o->v);
     const float *g = dfcl_host_ptr(dev, o->g);
+    float *e = dfcl_host_ptr(dev, o->ema);
     double b1 = o->beta1, b2 = o->beta2, step = o->lr / o->c1, root = sqrt(o->c2), eps = o->eps;
     double keep = 1.0 - o->lr * o->wd, gs = (double)o->grad_scale;
     for (int64_t i = 0; i < o->n; i++) {
@@ -25,21 +26,11 @@ static dfcl_status adamw_host(struct dfcl_device *dev, const void *params, dfcl_
         double mi = b1 * (double)m[i] + (1.0 - b1) * gi, vi = b2 * (double)v[i] + (1.0 - b2) * gi * gi;
         m[i] = (float)mi;
         v[i] = (float)vi;
-        p[i] = (float)((double)p[i] * keep - step * mi / (sqrt(vi) / root + eps));
+        double pi = (double)p[i] * keep - step * mi / (sqrt(vi) / root + eps);
+        p[i] = (float)pi;
+        if (e)
+            e[i] = (float)(o->ema_decay * (double)e[i] + (1.0 - o->ema_decay) * pi);
     }
-    return DFCL_OK;
-}
-
-static dfcl_status ema_host(struct dfcl_device *dev, const void *params, dfcl_error *err) {
-    const struct dfcl_ema *o = params;
-    dfcl_status s = count_check(o->n, err);
-    if (s)
-        return s;
-    float *e = dfcl_host_ptr(dev, o->ema);
-    const float *p = dfcl_host_ptr(dev, o->p);
-    double d = o->decay;
-    for (int64_t i = 0; i < o->n; i++)
-        e[i] = (float)(d * (double)e[i] + (1.0 - d) * (double)p[i]);
     return DFCL_OK;
 }
 
@@ -96,6 +87,7 @@ static dfcl_status adamw_kernel(struct dfcl_device *dev, const struct dfcl_adamw
     dfcl_args_ref(&a, o->g, 4);
     dfcl_args_ref(&a, o->m, 4);
     dfcl_args_ref(&a, o->v, 4);
+    dfcl_args_ref(&a, o->ema, 4);
     dfcl_args_i64(&a, o->n);
     dfcl_args_f32(&a, o->grad_scale);
     dfcl_args_f32(&a, (float)o->beta1);
@@ -106,6 +98,7 @@ static dfcl_status adamw_kernel(struct dfcl_device *dev, const struct dfcl_adamw
     dfcl_args_f32(&a, (float)(o->lr / o->c1));
     dfcl_args_f32(&a, (float)(1.0 / sqrt(o->c2)));
     dfcl_args_f32(&a, (float)o->eps);
+    dfcl_args_f32(&a, (float)(1.0 - o->ema_decay));
     return dfcl_launch_kernel(dev, f->source, "adamw", NULL, dfcl_ceil_div(o->n, f->values), 1, 1, &a, err);
 }
 static dfcl_status adamw_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
@@ -113,24 +106,6 @@ static dfcl_status adamw_portable(struct dfcl_device *dev, const void *params, d
 }
 static dfcl_status adamw_cpu(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     return adamw_kernel(dev, params, &cpu, err);
-}
-
-static dfcl_status ema_kernel(struct dfcl_device *dev, const struct dfcl_ema *o, const struct family *f, dfcl_error *err) {
-    dfcl_status s = count_check(o->n, err);
-    if (s)
-        return s;
-    struct dfcl_args a = {0};
-    dfcl_args_ref(&a, o->ema, 4);
-    dfcl_args_ref(&a, o->p, 4);
-    dfcl_args_i64(&a, o->n);
-    dfcl_args_f32(&a, (float)(1.0 - o->decay));
-    return dfcl_launch_kernel(dev, f->source, "ema", NULL, dfcl_ceil_div(o->n, f->values), 1, 1, &a, err);
-}
-static dfcl_status ema_portable(struct dfcl_device *dev, const void *params, dfcl_error *err) {
-    return ema_kernel(dev, params, &portable, err);
-}
-static dfcl_status ema_cpu(struct dfcl_device *dev, const void *params, dfcl_error *err) {
-    return ema_kernel(dev, params, &cpu, err);
 }
 
 static dfcl_status axpby_kernel(struct dfcl_device *dev, const struct dfcl_axpby *o, const struct family *f, dfcl_error *err) {
@@ -191,6 +166,7 @@ enum { CHECKS = (int)DFCL_COUNT(sizes) - 1 };
 static void adamw_case(struct dfcl_case *c, int index) {
     struct dfcl_adamw *o = (void *)c->params;
     static const int steps[] = {1, 2, 5, 1000, 100000, 10};
+    static const double decays[] = {0.9, 0.9999, 0.0, 1.0, 0.18, 0.9999};
     o->n = sizes[index];
     o->lr = index & 1 ? 1e-3 : 1e-4;
     o->beta1 = 0.9;
@@ -200,7 +176,9 @@ static void adamw_case(struct dfcl_case *c, int index) {
     o->grad_scale = index == 2 ? 0x1p-10f : 1.0f;
     o->c1 = 1.0 - pow(0.9, steps[index]);
     o->c2 = 1.0 - pow(0.999, steps[index]);
-    snprintf(c->label, sizeof c->label, "n=%lld step=%d wd=%g", (long long)o->n, steps[index], o->wd);
+    o->ema_decay = decays[index];
+    bool average = index != 1; /* without one, in turn */
+    snprintf(c->label, sizeof c->label, "n=%lld step=%d wd=%g%s", (long long)o->n, steps[index], o->wd, average ? " ema" : "");
     uint64_t n = (uint64_t)o->n;
     dfcl_case_add(c, "g", &o->g, DFCL_F32, n, DFCL_IN)->b = 1e-3 / (double)o->grad_scale;
     dfcl_case_add(c, "p", &o->p, DFCL_F32, n, DFCL_INOUT)->tol = 2e-7;
@@ -212,16 +190,8 @@ static void adamw_case(struct dfcl_case *c, int index) {
     v->a = index ? 0 : 1e-8; /* the reference divides by sqrt(v): 0 must work too */
     v->b = 1e-6;
     v->tol = 1e-6;
-}
-
-static void ema_case(struct dfcl_case *c, int index) {
-    struct dfcl_ema *o = (void *)c->params;
-    static const double decays[] = {0.9, 0.9999, 0.0, 1.0, 0.18, 0.9999};
-    o->n = sizes[index];
-    o->decay = decays[index];
-    snprintf(c->label, sizeof c->label, "n=%lld decay=%g", (long long)o->n, o->decay);
-    dfcl_case_add(c, "ema", &o->ema, DFCL_F32, (uint64_t)o->n, DFCL_INOUT)->tol = 2e-7;
-    dfcl_case_add(c, "p", &o->p, DFCL_F32, (uint64_t)o->n, DFCL_IN);
+    if (average)
+        dfcl_case_add(c, "ema", &o->ema, DFCL_F32, n, DFCL_INOUT)->tol = 2e-7;
 }
 
 static void axpby_case(struct dfcl_case *c, int index) {
@@ -260,16 +230,12 @@ static void sumsq_case(struct dfcl_case *c, int index) {
 /* ---- rows ---- */
 
 static double adamw_flops(const void *params) {
-    return 16.0 * (double)((const struct dfcl_adamw *)params)->n;
+    const struct dfcl_adamw *o = params;
+    return (o->ema.mem ? 19.0 : 16.0) * (double)o->n;
 }
 static double adamw_bytes(const void *params) {
-    return 28.0 * (double)((const struct dfcl_adamw *)params)->n;
-}
-static double ema_flops(const void *params) {
-    return 3.0 * (double)((const struct dfcl_ema *)params)->n;
-}
-static double ema_bytes(const void *params) {
-    return 12.0 * (double)((const struct dfcl_ema *)params)->n;
+    const struct dfcl_adamw *o = params;
+    return (o->ema.mem ? 36.0 : 28.0) * (double)o->n;
 }
 static double axpby_flops(const void *params) {
     return 3.0 * (double)((const struct dfcl_axpby *)params)->n;
@@ -299,23 +265,6 @@ const struct dfcl_op dfcl_op_adamw = {
     .make_case = adamw_case,
     .flops = adamw_flops,
     .bytes = adamw_bytes,
-};
-
-static const struct dfcl_variant ema_variants[] = {
-    {.name = "cpu", .supports = dfcl_supports_cpu, .launch = ema_cpu},
-    {.name = "portable", .supports = dfcl_supports_kernels, .launch = ema_portable},
-    {.name = "host", .supports = dfcl_supports_host, .launch = ema_host},
-};
-const struct dfcl_op dfcl_op_ema = {
-    .name = "ema",
-    .params_size = sizeof(struct dfcl_ema),
-    .variants = ema_variants,
-    .variant_count = DFCL_COUNT(ema_variants),
-    .check_cases = CHECKS,
-    .bench_cases = 1,
-    .make_case = ema_case,
-    .flops = ema_flops,
-    .bytes = ema_bytes,
 };
 
 static const struct dfcl_variant axpby_variants[] = {

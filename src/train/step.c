@@ -114,10 +114,9 @@ static dfcl_status run_sumsq(struct dfcl_stepper *st, dfcl_error *err) {
 static dfcl_status run_update(struct dfcl_stepper *st, const struct dfcl_step_hyper *h, double grad_scale, dfcl_error *err) {
     struct dfcl_adamw a = {.n = st->count, .lr = (float)h->lr, .beta1 = (float)h->beta1, .beta2 = (float)h->beta2, .eps = (float)h->eps,
                            .wd = (float)h->weight_decay, .grad_scale = (float)grad_scale, .c1 = 1.0 - pow(h->beta1, (double)h->k),
-                           .c2 = 1.0 - pow(h->beta2, (double)h->k), .p = st->values, .g = st->grads, .m = st->b.m, .v = st->b.v};
-    struct dfcl_ema e = {.n = st->count, .decay = (float)h->ema_decay, .ema = st->b.ema, .p = st->values};
-    dfcl_status s = dfcl_run(&st->ex, &dfcl_op_adamw, &a, err);
-    return s ? s : dfcl_run(&st->ex, &dfcl_op_ema, &e, err);
+                           .c2 = 1.0 - pow(h->beta2, (double)h->k), .p = st->values, .g = st->grads, .m = st->b.m, .v = st->b.v,
+                           .ema = st->b.ema, .ema_decay = (float)h->ema_decay};
+    return dfcl_run(&st->ex, &dfcl_op_adamw, &a, err);
 }
 
 /* What the stepper's own ops need beside their tensors. */
