@@ -42,6 +42,12 @@ typedef const GLOBAL float *cfptr;
 typedef GLOBAL uint *uptr;
 typedef const GLOBAL uint *cuptr;
 
+/* Stores to global memory in one piece: what vstore16 becomes with LLVM 15 is four stores of 128 bits. */
+typedef float16 vf_any __attribute__((aligned(4)));
+typedef uint16 vu_any __attribute__((aligned(4)));
+#define PUT(p, v) (*(GLOBAL vf_any *)(p) = (v))
+#define PUTU(p, v) (*(GLOBAL vu_any *)(p) = (v))
+
 #if NQ == 2
 #define LANE_QUERY(v, i) (2 * (i) + (v))
 #else
@@ -73,10 +79,10 @@ DFCL_FN vf row_part(cfptr p, int d) {
     return dfcl_vld_part(p + d, DD % 16);
 #endif
 }
-/* n >= 1 floats of v to p + d, the end of a row of DD. */
+/* v, or what of it is within a row of DD, to p + d. */
 DFCL_FN void row_part_store(fptr p, int d, vf v) {
     if (d + 16 <= DD) {
-        VST(p + d, v);
+        PUT(p + d, v);
     } else {
 #if DD % 16 == 8
         vstore8(v.lo, 0, p + d);
@@ -85,6 +91,9 @@ DFCL_FN void row_part_store(fptr p, int d, vf v) {
 #endif
     }
 }
+
+#define ROW_FULL(p, d) VLD((p) + (d))
+#define ROW_FULL_STORE(p, d, v) PUT((p) + (d), v)
 
 /* 16 x 16 words: rows become columns. Rounds of interleaving the first half of the rows with the second. */
 #define ZIP(x, y)                                                                                                                        \
@@ -108,30 +117,35 @@ DFCL_FN void row_part_store(fptr p, int d, vf v) {
 DFCL_FN void pack_row(uptr dst, cfptr src) {
     UNROLL
     for (int d = 0; d < D2; d += 16)
-        VSTU(dst + d, dfcl_vrow(row_part(src, 2 * d), row_part(src, 2 * d + 16)));
+        PUTU(dst + d, dfcl_vrow(row_part(src, 2 * d), row_part(src, 2 * d + 16)));
 }
 DFCL_FN void zero_words(uptr p, int n) {
     for (int i = 0; i < n; ++i)
         p[i] = 0;
 }
-/* dst [D2][QT] = rows 0 .. n - 1 (n <= QT) of src as pairs along the head size, a query a lane; zeros in lanes from n on. Writes up to 15 rows
- * more. */
+/* dst [D2][QT] = rows 0 .. n - 1 (n <= QT) of src as pairs along the head size, a query a lane; lanes from n on as the last one. Writes up to
+ * 15 rows more. */
+#define PACK_TILE(LD, d)                                                                                                                 \
+    {                                                                                                                                    \
+        vu a[16];                                                                                                                        \
+        UNROLL                                                                                                                           \
+        for (int i = 0; i < 16; ++i) {                                                                                                   \
+            const cfptr p = src + (dfcl_i64)min(v * 16 + i, n - 1) * ld;                                                                 \
+            a[i] = dfcl_vrow(LD(p, 2 * (d)), LD(p, 2 * (d) + 16));                                                                       \
+        }                                                                                                                                \
+        TRANSPOSE(vu, a)                                                                                                                 \
+        UNROLL                                                                                                                           \
+        for (int i = 0; i < 16; ++i)                                                                                                     \
+            PUTU(dst + ((d) + i) * QT + v * 16, a[i]);                                                                                   \
+    }
 DFCL_FN void pack_tile(uptr dst, cfptr src, int ld, int n) {
     ROLLED
     for (int v = 0; v < NQ; ++v) {
         ROLLED
-        for (int d = 0; d < D2; d += 16) {
-            vu a[16];
-            UNROLL
-            for (int i = 0; i < 16; ++i) {
-                const cfptr p = src + (dfcl_i64)min(v * 16 + i, n - 1) * ld;
-                a[i] = v * 16 + i < n ? dfcl_vrow(row_part(p, 2 * d), row_part(p, 2 * d + 16)) : (vu)(0u);
-            }
-            TRANSPOSE(vu, a)
-            UNROLL
-            for (int i = 0; i < 16; ++i)
-                VSTU(dst + (d + i) * QT + v * 16, a[i]);
-        }
+        for (int d = 0; d < DD / 32 * 16; d += 16)
+            PACK_TILE(ROW_FULL, d)
+        if (DD % 32 != 0)
+            PACK_TILE(row_part, DD / 32 * 16)
     }
 }
 /* Columns d .. d + 15 of rows j and j + 1 of src in pairs of rows; zeros for rows from n on. */
@@ -184,43 +198,60 @@ DFCL_FN void sum_keys(fptr o, cuptr a, int slab, cuptr b, int n, int more) {
         for (int i = 0; i < TD; ++i) {
             UNROLL
             for (int v = 0; v < NQ; ++v)
-                VST(p + i * QT + v * 16, c[i][v]);
+                PUT(p + i * QT + v * 16, c[i][v]);
         }
     }
 }
 
 /* o [NCH][KB][CW], rows 0 .. keys - 1 = (more ? o : 0) + sum over n pairs of queries: words a [keys][QB/2] times b [NCH][cap][CW]. */
 #define KR (CV >= 4 ? 4 : 8)
+#define HALF (NCH == 1 && DD % 16 >= 1 && DD % 16 <= 8) /* the last vector has 256 bits */
+#ifdef DFCL_DOT_EMULATE
+#define DOT8(acc, a, b)                                                                                                                  \
+    (acc) = dfcl_vfma(as_float8((a) << 16), as_float8((b) << 16), dfcl_vfma(as_float8((a) & 0xffff0000u), as_float8((b) & 0xffff0000u), acc))
+#else
+#define DOT8 DFCL_DOT
+#endif
 DFCL_FN void sum_queries(fptr o, cuptr a, cuptr b, int cap, int keys, int n, int more) {
     for (int h = 0; h < NCH; ++h)
         for (int j = 0; j < keys; j += KR) {
             const fptr p = o + (h * KB + j) * CW;
             const cuptr w = a + j * (QB / 2), x = b + (dfcl_i64)h * cap * CW;
             vf c[KR][CV];
+            float8 c8[KR];
             UNROLL
             for (int i = 0; i < KR; ++i) {
                 UNROLL
-                for (int v = 0; v < CV; ++v)
+                for (int v = 0; v < CV - HALF; ++v)
                     c[i][v] = more ? VLD(p + i * CW + v * 16) : (vf)(0.0f);
+                if (HALF)
+                    c8[i] = more ? vload8(0, p + i * CW + CW - 16) : (float8)(0.0f);
             }
             for (int k = 0; k < n; ++k) {
                 vu xv[CV];
+                uint8 x8;
                 UNROLL
-                for (int v = 0; v < CV; ++v)
+                for (int v = 0; v < CV - HALF; ++v)
                     xv[v] = VLDU(x + k * CW + v * 16);
+                if (HALF)
+                    x8 = vload8(0, x + k * CW + CW - 16);
                 UNROLL
                 for (int i = 0; i < KR; ++i) {
                     const vu s = (vu)(w[i * (QB / 2) + k]);
                     UNROLL
-                    for (int v = 0; v < CV; ++v)
+                    for (int v = 0; v < CV - HALF; ++v)
                         DFCL_DOT(c[i][v], s, xv[v]);
+                    if (HALF)
+                        DOT8(c8[i], s.lo, x8);
                 }
             }
             UNROLL
             for (int i = 0; i < KR; ++i) {
                 UNROLL
-                for (int v = 0; v < CV; ++v)
-                    VST(p + i * CW + v * 16, c[i][v]);
+                for (int v = 0; v < CV - HALF; ++v)
+                    PUT(p + i * CW + v * 16, c[i][v]);
+                if (HALF)
+                    vstore8(c8[i], 0, p + i * CW + CW - 16);
             }
         }
 }
@@ -229,18 +260,18 @@ DFCL_FN void sum_queries(fptr o, cuptr a, cuptr b, int cap, int keys, int n, int
 #if NQ == 2
 #define ROWS_OF(x, y) const vu w0_ = dfcl_vrow(x[0], x[1]), w1_ = dfcl_vrow(y[0], y[1]);
 #define STORE_QUERY_PAIRS(q0, q1)                                                                                                        \
-    VSTU(q0, w0_);                                                                                                                       \
-    VSTU(q1, w1_);
+    PUTU(q0, w0_);                                                                                                                       \
+    PUTU(q1, w1_);
 #define STORE_KEY_PAIRS(dst)                                                                                                             \
-    VSTU(dst, (w0_ & 0xffffu) | (w1_ << 16));                                                                                            \
-    VSTU((dst) + 16, (w0_ >> 16) | (w1_ & 0xffff0000u));
+    PUTU(dst, (w0_ & 0xffffu) | (w1_ << 16));                                                                                            \
+    PUTU((dst) + 16, (w0_ >> 16) | (w1_ & 0xffff0000u));
 #else
 #define ROWS_OF(x, y) const vu w0_ = dfcl_vrow(x[0], y[0]);
 #define STORE_QUERY_PAIRS(q0, q1)                                                                                                        \
     vstore8(w0_.lo, 0, q0);                                                                                                              \
     vstore8(w0_.hi, 0, q1);
 #define STORE_KEY_PAIRS(dst)                                                                                                             \
-    VSTU(dst, (vu)((w0_.lo & 0xffffu) | (w0_.hi << 16), (w0_.lo >> 16) | (w0_.hi & 0xffff0000u)));
+    PUTU(dst, (vu)((w0_.lo & 0xffffu) | (w0_.hi << 16), (w0_.lo >> 16) | (w0_.hi & 0xffff0000u)));
 #endif
 /* Lanes of queries in order -> in the order of LANE_QUERY. */
 DFCL_FN void lanes_even_odd(vf x[NQ]) {
@@ -253,22 +284,27 @@ DFCL_FN void lanes_even_odd(vf x[NQ]) {
 #endif
 }
 /* Rows 0 .. n - 1 of dst (`ld` apart) = o [DD][QT] times f, which has o's lanes. */
+#define TILE_STORE(ST, d)                                                                                                                \
+    {                                                                                                                                    \
+        vf a[16];                                                                                                                        \
+        UNROLL                                                                                                                           \
+        for (int i = 0; i < 16; ++i)                                                                                                     \
+            a[i] = VLD(o + ((d) + i) * QT + v * 16) * g;                                                                                 \
+        TRANSPOSE(vf, a)                                                                                                                 \
+        UNROLL                                                                                                                           \
+        for (int i = 0; i < 16; ++i)                                                                                                     \
+            if (LANE_QUERY(v, i) < n)                                                                                                    \
+                ST(dst + (dfcl_i64)LANE_QUERY(v, i) * ld, d, a[i]);                                                                      \
+    }
 DFCL_FN void tile_store(fptr dst, int ld, cfptr o, int n, const vf f[NQ]) {
     ROLLED
     for (int v = 0; v < NQ; ++v) {
         const vf g = v == 0 ? f[0] : f[NQ - 1];
         ROLLED
-        for (int d = 0; d < DD; d += 16) {
-            vf a[16];
-            UNROLL
-            for (int i = 0; i < 16; ++i)
-                a[i] = VLD(o + (d + i) * QT + v * 16) * g;
-            TRANSPOSE(vf, a)
-            UNROLL
-            for (int i = 0; i < 16; ++i)
-                if (LANE_QUERY(v, i) < n)
-                    row_part_store(dst + (dfcl_i64)LANE_QUERY(v, i) * ld, d, a[i]);
-        }
+        for (int d = 0; d < DD / 16 * 16; d += 16)
+            TILE_STORE(ROW_FULL_STORE, d)
+        if (DD % 16 != 0)
+            TILE_STORE(row_part_store, DD / 16 * 16)
     }
 }
 
@@ -300,8 +336,15 @@ DFCL_FN void pack_key_pairs(uptr dst, cfptr src, int ld, int n, int rows, int ca
             VSTU(t + d, pair_part(src, ld, j, n, d));
         UNROLL
         for (int s = 0; s < NS; ++s)
-            VSTU(dst + (dfcl_i64)s * SLAB(cap) + j / 2 * TD, VLDU(t + s * TD));
+            PUTU(dst + (dfcl_i64)s * SLAB(cap) + j / 2 * TD, VLDU(t + s * TD));
     }
+}
+
+/* Asks early for the lines of a row of DD floats: rows of a head lie far apart. */
+DFCL_FN void row_fetch(cfptr p) {
+    UNROLL
+    for (int d = 0; d < DD + 15; d += 16)
+        dfcl_fetch(p + min(d, DD - 1), 0);
 }
 
 /* ---- forward ----
@@ -325,6 +368,8 @@ DFCL_KERNEL(1, 1, 1) attn_fwd_dot_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off,
         const cfptr q = qkv + qkv_off + (dfcl_i64)b * T * ld + h * DD, k = q + ldo, v = k + ldo;
         if (r0 >= r1)
             continue;
+        /* While a register tile of keys is multiplied: the rows of out, the next tile's of q, and where a cache keeps them, the next head's. */
+        const int ahead = (QT * TK + TP - 1) / TP, next = parts == 1 && T <= 384 && h + 1 < H ? DD : 0;
         for (int j = 0; j < T; ++j)
             pack_row(kd + (dfcl_i64)j * D2, k + (dfcl_i64)j * ld);
         zero_words(kd + (dfcl_i64)T * D2, (TP - T) * D2);
@@ -344,6 +389,15 @@ DFCL_KERNEL(1, 1, 1) attn_fwd_dot_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off,
                 for (int w = 0; w < NQ; ++w)
                     mx[w] = m[w];
                 for (int j = 0; j < nk; j += TK) {
+                    for (int i = (j0 + j) / TK * ahead; i < min((j0 + j + TK) / TK * ahead, n); ++i) {
+                        row_fetch(out + out_off + ((dfcl_i64)b * T + r + i) * ldo + h * DD);
+                        row_fetch(q + (dfcl_i64)min(r + i + QT, T - 1) * ld);
+                        if (next) {
+                            row_fetch(q + (dfcl_i64)(r + i) * ld + next);
+                            row_fetch(k + (dfcl_i64)(r + i) * ld + next);
+                            row_fetch(v + (dfcl_i64)(r + i) * ld + next);
+                        }
+                    }
                     vf c[TK][NQ];
                     ZERO(c, TK, NQ)
                     const cuptr a = kd + (dfcl_i64)(j0 + j) * D2;
@@ -354,7 +408,7 @@ DFCL_KERNEL(1, 1, 1) attn_fwd_dot_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off,
                     for (int i = 0; i < TK; ++i) {
                         UNROLL
                         for (int w = 0; w < NQ; ++w) {
-                            VST(S + (j + i) * QT + w * 16, c[i][w]);
+                            PUT(S + (j + i) * QT + w * 16, c[i][w]);
                             mx[w] = c[i][w] > mx[w] ? c[i][w] : mx[w];
                         }
                     }
@@ -369,7 +423,7 @@ DFCL_KERNEL(1, 1, 1) attn_fwd_dot_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off,
                     for (int d = 0; d < DP; ++d) {
                         UNROLL
                         for (int w = 0; w < NQ; ++w)
-                            VST(o + d * QT + w * 16, VLD(o + d * QT + w * 16) * f[w]);
+                            PUT(o + d * QT + w * 16, VLD(o + d * QT + w * 16) * f[w]);
                     }
                 }
                 UNROLL
@@ -448,8 +502,8 @@ DFCL_KERNEL(1, 1, 1) attn_bwd_dot_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off,
                 const uptr xp = qp + ((dfcl_i64)c * (TQ / 2) + i / 2) * CW, yp = gp + ((dfcl_i64)c * (TQ / 2) + i / 2) * CW;
                 UNROLL
                 for (int w = 0; w < CV; ++w) {
-                    VSTU(xp + w * 16, pair_part(q, ld, i, T, c * CW + w * 16));
-                    VSTU(yp + w * 16, pair_part(go, ldo, i, T, c * CW + w * 16));
+                    PUTU(xp + w * 16, pair_part(q, ld, i, T, c * CW + w * 16));
+                    PUTU(yp + w * 16, pair_part(go, ldo, i, T, c * CW + w * 16));
                 }
             }
         for (int i = 0; i < TQ; ++i) {
@@ -461,8 +515,11 @@ DFCL_KERNEL(1, 1, 1) attn_bwd_dot_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off,
                     e = row_part(x, d) * row_part(y, d) + e;
             }
             delta[i] = dfcl_vsum(e);
-            l2[i] = i < T ? 1.44269504089f * lse[lse_off + (dfcl_i64)bh * T + i] : 0.0f;
+            l2[i] = 1.44269504089f * lse[lse_off + (dfcl_i64)bh * T + min(i, T - 1)];
         }
+        /* The next head's rows to ask for early, where a cache keeps them: from `ahead` on, some with each register tile. */
+        int ahead = parts == 1 && T <= 256 && h + 1 < H ? 0 : T;
+        const int some = (QT * TK + TQ - 1) / TQ;
         for (int j0 = k0; j0 < k1; j0 += KB) {
             const int n = min(KB, k1 - j0), nk = (n + TK - 1) / TK * TK;
             for (int j = 0; j < n; ++j) {
@@ -483,6 +540,17 @@ DFCL_KERNEL(1, 1, 1) attn_bwd_dot_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off,
                         ev[w] = VLD(delta + r + t + w * 16);
                     }
                     for (int j = 0; j < nk; j += TK) {
+                        for (int i = j; r + t == 0 && i < min(j + TK, n); ++i) {
+                            row_fetch(gq + ldo + (dfcl_i64)(j0 + i) * ld);
+                            row_fetch(gq + 2 * ldo + (dfcl_i64)(j0 + i) * ld);
+                        }
+                        for (const int end = min(ahead + some, T); ahead < end; ++ahead) {
+                            row_fetch(q + (dfcl_i64)ahead * ld + DD);
+                            row_fetch(k + (dfcl_i64)ahead * ld + DD);
+                            row_fetch(v + (dfcl_i64)ahead * ld + DD);
+                            row_fetch(out + out_off + (tok + ahead) * ldo + (h + 1) * DD);
+                            row_fetch(go + (dfcl_i64)ahead * ldo + DD);
+                        }
                         const uptr p2 = P + j * (QB / 2) + t / 2, s2 = S + j * (QB / 2) + t / 2;
                         {
                             vf c[TK][NQ];
@@ -496,7 +564,7 @@ DFCL_KERNEL(1, 1, 1) attn_bwd_dot_cpu(const GLOBAL float *qkv, dfcl_i64 qkv_off,
                                 UNROLL
                                 for (int w = 0; w < NQ; ++w) {
                                     c[i][w] = exp2_v(c[i][w] - lv[w]);
-                                    VST(pt + i * QT + w * 16, c[i][w]);
+                                    PUT(pt + i * QT + w * 16, c[i][w]);
                                 }
                             }
                             UNROLL
@@ -557,7 +625,7 @@ DFCL_KERNEL(1, 1, 1) attn_bwd_dq_dot_cpu(GLOBAL float *dqs, dfcl_i64 dqs_off, df
         vf s = VLD(p + i);
         for (int a = 1; a < parts; ++a)
             s += VLD(p + a * dq_size + i);
-        VST(p + i, s);
+        PUT(p + i, s);
     }
     vf f[NQ];
     UNROLL

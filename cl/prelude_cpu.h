@@ -113,13 +113,13 @@ DFCL_FN vu dfcl_vbf16(vf x) {
     vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     return select(r, (u >> 16) | 0x40u, isnan(x));
 }
+#ifdef DFCL_DOT_EMULATE
+#define DFCL_DOT(acc, a, b)                                                                                                                 \
+    (acc) = dfcl_vfma(as_float16((a) << 16), as_float16((b) << 16), dfcl_vfma(as_float16((a) & 0xffff0000u), as_float16((b) & 0xffff0000u), acc))
 /* Lane i: the pair (lo[i], hi[i]). */
 DFCL_FN vu dfcl_vpair(vf lo, vf hi) {
     return dfcl_vbf16(lo) | (dfcl_vbf16(hi) << 16);
 }
-#ifdef DFCL_DOT_EMULATE
-#define DFCL_DOT(acc, a, b)                                                                                                                 \
-    (acc) = dfcl_vfma(as_float16((a) << 16), as_float16((b) << 16), dfcl_vfma(as_float16((a) & 0xffff0000u), as_float16((b) & 0xffff0000u), acc))
 /* 32 values in a row: those of a, then those of b. */
 DFCL_FN vu dfcl_vrow(vf a, vf b) {
     vu x = dfcl_vbf16(a), y = dfcl_vbf16(b);
@@ -132,6 +132,10 @@ DFCL_FN vu dfcl_vrow(vf a, vf b) {
     vu r;
     __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(r) : "v"(a), "v"(b));
     return r;
+}
+DFCL_FN vu dfcl_vpair(vf lo, vf hi) {
+    vu r = dfcl_vrow(lo, hi);
+    return convert_uint16(as_ushort16(r.lo)) | (convert_uint16(as_ushort16(r.hi)) << 16);
 }
 #endif
 #endif
