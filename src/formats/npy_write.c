@@ -1,4 +1,5 @@
 #include "formats/npy.h"
+#include "formats/zip_write.h"
 
 #include <difffit-cl/sample.h>
 
@@ -52,116 +53,27 @@ dfcl_status dfcl_npy_write(const dfcl_context *ctx, const char *path, const floa
 
 /* ---- npz: a zip file (APPNOTE 6.3) with stored entries ---- */
 
-struct entry {
-    const char *name;
-    uint64_t offset, size;
-    uint32_t crc;
-};
-
 struct dfcl_npz_writer {
     const dfcl_context *ctx;
     struct dfcl_writer file;
     int64_t shape[4]; /* [0]: pictures that came */
     int64_t most;     /* pictures that there is room for */
     uint64_t each;    /* bytes per picture */
-    struct entry pictures;
+    struct dfcl_zip_record pictures;
     size_t head; /* bytes of its header; the checksum is that of what follows, until the end */
     bool zip64, broken;
 };
 
-struct bytes {
-    unsigned char b[640];
-    size_t n;
-};
-static void put(struct bytes *o, uint64_t v, int n) {
-    for (int i = 0; i < n; i++)
-        o->b[o->n++] = (unsigned char)(v >> (8 * i));
-}
-static void put_text(struct bytes *o, const void *p, size_t n) {
-    memcpy(o->b + o->n, p, n);
-    o->n += n;
-}
-
-/* The part that local and central headers share: versions apart, up to the name's length. */
-static void put_common(struct bytes *o, const struct entry *e, bool zip64) {
-    put(o, zip64 ? 45 : 20, 2); /* version needed */
-    put(o, 0, 2);               /* flags */
-    put(o, 0, 2);               /* stored */
-    put(o, 0, 2);               /* time */
-    put(o, 0x21, 2);            /* 1980-01-01: the same run gives the same file */
-    put(o, e->crc, 4);
-    put(o, zip64 ? UINT32_MAX : e->size, 4);
-    put(o, zip64 ? UINT32_MAX : e->size, 4);
-    put(o, strlen(e->name), 2);
-}
-static void put_local(struct bytes *o, const struct entry *e, bool zip64) {
-    put(o, 0x04034b50, 4);
-    put_common(o, e, zip64);
-    put(o, zip64 ? 20 : 0, 2);
-    put_text(o, e->name, strlen(e->name));
-    if (zip64) {
-        put(o, 1, 2);
-        put(o, 16, 2);
-        put(o, e->size, 8);
-        put(o, e->size, 8);
-    }
-}
-static void put_central(struct bytes *o, const struct entry *e, bool zip64) {
-    put(o, 0x02014b50, 4);
-    put(o, 45, 2); /* made by */
-    put_common(o, e, zip64);
-    put(o, zip64 ? 28 : 0, 2);
-    put(o, 0, 2); /* comment */
-    put(o, 0, 2); /* disk */
-    put(o, 0, 2);
-    put(o, 0, 4);
-    put(o, zip64 ? UINT32_MAX : e->offset, 4);
-    put_text(o, e->name, strlen(e->name));
-    if (zip64) {
-        put(o, 1, 2);
-        put(o, 24, 2);
-        put(o, e->size, 8);
-        put(o, e->size, 8);
-        put(o, e->offset, 8);
-    }
-}
-static void put_end(struct bytes *o, uint64_t offset, uint64_t size, int entries, bool zip64) {
-    if (zip64) {
-        put(o, 0x06064b50, 4); /* zip64 end record */
-        put(o, 44, 8);
-        put(o, 45, 2);
-        put(o, 45, 2);
-        put(o, 0, 4);
-        put(o, 0, 4);
-        put(o, (uint64_t)entries, 8);
-        put(o, (uint64_t)entries, 8);
-        put(o, size, 8);
-        put(o, offset, 8);
-        put(o, 0x07064b50, 4); /* and its locator */
-        put(o, 0, 4);
-        put(o, offset + size, 8);
-        put(o, 1, 4);
-    }
-    put(o, 0x06054b50, 4);
-    put(o, 0, 2);
-    put(o, 0, 2);
-    put(o, (uint64_t)entries, 2);
-    put(o, (uint64_t)entries, 2);
-    put(o, size, 4);
-    put(o, zip64 ? UINT32_MAX : offset, 4);
-    put(o, 0, 2);
-}
-
 /* Local header and array header of the pictures, as far as they are known. */
-static void put_start(struct bytes *o, struct dfcl_npz_writer *w) {
+static void put_start(struct dfcl_zip_bytes *o, struct dfcl_npz_writer *w) {
     unsigned char head[512];
     w->head = npy_header(head, "|u1", w->shape, 4, w->head);
     w->pictures.size = w->head + (uint64_t)w->shape[0] * w->each;
     uint32_t data = w->pictures.crc;
     w->pictures.crc =
         (uint32_t)crc32_combine(crc32_z(0, head, w->head), data, (z_off_t)((uint64_t)w->shape[0] * w->each));
-    put_local(o, &w->pictures, w->zip64);
-    put_text(o, head, w->head);
+    dfcl_zip_put_local(o, &w->pictures, w->zip64, 0);
+    dfcl_zip_put_text(o, head, w->head);
 }
 
 dfcl_status dfcl_npz_writer_create(struct dfcl_npz_writer **out, const dfcl_context *ctx, const char *path,
@@ -184,7 +96,7 @@ dfcl_status dfcl_npz_writer_create(struct dfcl_npz_writer **out, const dfcl_cont
         bytes + 8 * (uint64_t)most >= UINT32_MAX - 8192; /* the offset of the central directory must fit as well */
     dfcl_status s = dfcl_writer_open(&w->file, ctx, path, err);
     if (!s) { /* the longest header comes first; it is written again at the end */
-        struct bytes o = {.n = 0};
+        struct dfcl_zip_bytes o = {.n = 0};
         put_start(&o, w);
         s = dfcl_writer_write(&w->file, o.b, o.n, err);
         w->shape[0] = 0;
@@ -211,19 +123,19 @@ dfcl_status dfcl_npz_writer_add(struct dfcl_npz_writer *w, const uint8_t *pictur
 }
 
 /* Behind the pictures, at `offset`. */
-static dfcl_status write_labels(struct dfcl_npz_writer *w, struct entry *e, uint64_t offset, const int64_t *labels,
+static dfcl_status write_labels(struct dfcl_npz_writer *w, struct dfcl_zip_record *e, uint64_t offset, const int64_t *labels,
                                 dfcl_error *err) {
     unsigned char head[512], buf[4096];
     const int64_t n = w->shape[0];
     size_t k = npy_header(head, "<i8", &n, 1, 0);
-    *e = (struct entry){
+    *e = (struct dfcl_zip_record){
         .name = "arr_1.npy", .offset = offset, .size = k + 8 * (uint64_t)n, .crc = (uint32_t)crc32_z(0, head, k)};
     for (int pass = 0; pass < 2; pass++) { /* checksum, then bytes */
         dfcl_status s = DFCL_OK;
         if (pass) {
-            struct bytes o = {.n = 0};
-            put_local(&o, e, w->zip64);
-            put_text(&o, head, k);
+            struct dfcl_zip_bytes o = {.n = 0};
+            dfcl_zip_put_local(&o, e, w->zip64, 0);
+            dfcl_zip_put_text(&o, head, k);
             s = dfcl_writer_write(&w->file, o.b, o.n, err);
         }
         for (int64_t i = 0; i < n && !s;) {
@@ -249,22 +161,22 @@ dfcl_status dfcl_npz_writer_finish(struct dfcl_npz_writer **pw, const int64_t *l
         s = dfcl_fail(err, DFCL_ERROR, "%s: not written: an earlier step failed", w->file.path);
         goto out;
     }
-    struct bytes start = {.n = 0}, o = {.n = 0};
-    struct entry second;
+    struct dfcl_zip_bytes start = {.n = 0}, o = {.n = 0};
+    struct dfcl_zip_record second;
     uint64_t central;
     put_start(&start, w);
     central = start.n + (uint64_t)w->shape[0] * w->each;
     if (labels) {
-        struct bytes l = {.n = 0};
+        struct dfcl_zip_bytes l = {.n = 0};
         if ((s = write_labels(w, &second, central, labels, err)))
             goto out;
-        put_local(&l, &second, w->zip64);
+        dfcl_zip_put_local(&l, &second, w->zip64, 0);
         central += l.n + second.size;
     }
-    put_central(&o, &w->pictures, w->zip64);
+    dfcl_zip_put_central(&o, &w->pictures, w->zip64);
     if (labels)
-        put_central(&o, &second, w->zip64);
-    put_end(&o, central, o.n, labels ? 2 : 1, w->zip64);
+        dfcl_zip_put_central(&o, &second, w->zip64);
+    dfcl_zip_put_end(&o, central, o.n, labels ? 2 : 1, w->zip64);
     s = dfcl_writer_write(&w->file, o.b, o.n, err);
     if (!s && fseeko(w->file.f, 0, SEEK_SET) != 0)
         s = dfcl_fail_errno(err, w->file.path, "cannot seek");

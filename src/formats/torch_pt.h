@@ -40,4 +40,16 @@ bool dfcl_pt_arg_number(const struct dfcl_pt *pt, const char *key, double *out);
 /* All short strings of "args": key, value, key, value. */
 dfcl_status dfcl_pt_arg_texts(const struct dfcl_pt *pt, struct dfcl_list *out, dfcl_error *err);
 
+/* Writer of a plain state dict of f32 tensors, each in a storage of its own: what torch.save makes of an OrderedDict. Life: create -> tensor* ->
+ * f32 in the order of the declarations, in pieces of any size that do not cross a tensor's end -> finish. Atomic: the file appears at finish, or
+ * not at all. The same calls give the same bytes. */
+struct dfcl_pt_writer;
+dfcl_status dfcl_pt_writer_create(struct dfcl_pt_writer **out, const dfcl_context *ctx, const char *path, dfcl_error *err);
+dfcl_status dfcl_pt_writer_tensor(struct dfcl_pt_writer *w, const char *name, const int64_t *shape, int ndim, dfcl_error *err);
+dfcl_status dfcl_pt_writer_f32(struct dfcl_pt_writer *w, const float *data, size_t count, dfcl_error *err);
+/* Checks that everything declared was written, commits, and destroys the writer, also on failure. */
+dfcl_status dfcl_pt_writer_finish(struct dfcl_pt_writer **w, dfcl_error *err);
+/* Drops an unfinished file; harmless on NULL. */
+void dfcl_pt_writer_destroy(struct dfcl_pt_writer **w);
+
 #endif

@@ -11,6 +11,7 @@
 
 #include "base/file.h"
 #include "formats/tensor_file.h"
+#include "formats/torch_pt.h"
 
 static dfcl_context *ctx;
 
@@ -359,10 +360,96 @@ static void out_of_memory(void **state) {
     }
 }
 
+/* ---- writing ---- */
+
+static const struct {
+    const char *name;
+    int ndim;
+    int64_t shape[4];
+} wanted[] = {{"w", 4, {2, 3, 1, 5}}, {"a.scalar", 0, {0}}, {"long", 1, {70000}}, {"matrix", 2, {300, 2}}};
+
+static char dir[64];
+static const char *in_dir(const char *name) {
+    static char path[128];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return path;
+}
+
+static struct dfcl_pt_writer *start(const char *path) {
+    struct dfcl_pt_writer *w;
+    OK(dfcl_pt_writer_create(&w, ctx, path, err));
+    for (size_t i = 0; i < DFCL_COUNT(wanted); i++)
+        OK(dfcl_pt_writer_tensor(w, wanted[i].name, wanted[i].shape, wanted[i].ndim, err));
+    return w;
+}
+
+static void written(void **state) {
+    (void)state;
+    static float v[70000], got[70000];
+    snprintf(dir, sizeof dir, "/tmp/dfcl-pt-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    for (int i = 0; i < 70000; i++)
+        v[i] = (float)i - 0.25f;
+    struct dfcl_pt_writer *w = start(in_dir("a.pt"));
+    OK(dfcl_pt_writer_f32(w, v, 30, err));
+    OK(dfcl_pt_writer_f32(w, v + 30, 1, err));
+    for (int i = 0; i < 7; i++) /* in pieces */
+        OK(dfcl_pt_writer_f32(w, v + 10000 * i, 10000, err));
+    assert_int_equal(dfcl_path_kind(in_dir("a.pt")), DFCL_PATH_NONE);
+    OK(dfcl_pt_writer_f32(w, v + 7, 600, err));
+    OK(dfcl_pt_writer_finish(&w, err));
+    struct dfcl_tensor_file *f = open_file(in_dir("a.pt"), NULL);
+    assert_int_equal(dfcl_tensor_file_container(f), DFCL_CONTAINER_TORCH);
+    assert_int_equal(dfcl_tensor_file_count(f), DFCL_COUNT(wanted));
+    const float *from[] = {v, v + 30, v, v + 7};
+    for (size_t i = 0; i < DFCL_COUNT(wanted); i++) {
+        const struct dfcl_tensor_view *t = dfcl_tensor_file_find(f, wanted[i].name);
+        const void *at;
+        assert_non_null(t);
+        assert_true(t->dtype == DFCL_F32 && t->ndim == wanted[i].ndim);
+        assert_memory_equal(t->shape, wanted[i].shape, (size_t)t->ndim * sizeof *t->shape);
+        OK(dfcl_tensor_file_read_f32(f, t, 0, t->count, got, err));
+        assert_memory_equal(got, from[i], (size_t)t->count * 4);
+        OK(dfcl_tensor_file_in_place(f, t, &at, err));
+        assert_non_null(at);
+        assert_int_equal((uintptr_t)at % 64, 0); /* a mapping starts on a page */
+    }
+    dfcl_tensor_file_close(&f);
+
+    /* what is not complete does not appear, and does not replace */
+    dfcl_error e = {0};
+    char *before, *after;
+    size_t n, m;
+    OK(dfcl_file_read(ctx, in_dir("a.pt"), 1 << 20, &before, &n, err));
+    w = start(in_dir("a.pt"));
+    OK(dfcl_pt_writer_f32(w, v, 30, err));
+    assert_int_equal(dfcl_pt_writer_finish(&w, &e), DFCL_USAGE);
+    assert_null(w);
+    w = start(in_dir("a.pt"));
+    assert_int_equal(dfcl_pt_writer_f32(w, v, 31, &e), DFCL_USAGE); /* across an end */
+    assert_int_equal(dfcl_pt_writer_finish(&w, &e), DFCL_ERROR);
+    w = start(in_dir("a.pt"));
+    OK(dfcl_pt_writer_f32(w, v, 1, err));
+    assert_int_equal(dfcl_pt_writer_tensor(w, "late", wanted[0].shape, 4, &e), DFCL_USAGE);
+    dfcl_pt_writer_destroy(&w);
+    w = start(in_dir("b.pt"));
+    assert_int_equal(dfcl_pt_writer_tensor(w, "empty", (int64_t[]){3, 0}, 2, &e), DFCL_USAGE);
+    dfcl_pt_writer_destroy(&w);
+    OK(dfcl_file_read(ctx, in_dir("a.pt"), 1 << 20, &after, &m, err));
+    assert_true(n == m && !memcmp(before, after, n));
+    dfcl_free(ctx, before);
+    dfcl_free(ctx, after);
+    struct dfcl_list list;
+    OK(dfcl_list_dir(ctx, dir, &list, err));
+    assert_int_equal(list.count, 1);
+    dfcl_list_free(ctx, &list);
+    OK(dfcl_remove_tree(ctx, dir, err));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_bits), cmocka_unit_test(views),           cmocka_unit_test(checkpoint),       cmocka_unit_test(kinds),
-        cmocka_unit_test(folders), cmocka_unit_test(hostile),   cmocka_unit_test(damaged_storage), cmocka_unit_test(every_truncation), cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(folders), cmocka_unit_test(hostile),   cmocka_unit_test(damaged_storage), cmocka_unit_test(every_truncation), cmocka_unit_test(out_of_memory), cmocka_unit_test(written),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
