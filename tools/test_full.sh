@@ -17,6 +17,10 @@ if step "wheels: NVRTC" wheels nvidia-cuda-nvrtc-cu12; then
     DFCL_NVRTC=$(ls "$venv"/lib/python3*/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12)
     export DFCL_NVRTC
 fi
+# PyTorch and diffusers are gigabytes: an interpreter that has them is named by the caller (docs/testing.md).
+if [ -z "${DFCL_PYTHON-}" ] && step "wheels: TensorBoard" wheels tensorboard; then
+    export DFCL_PYTHON=$venv/bin/python
+fi
 
 cli=$work/gcc/tools/difffit-cl/difffit-cl
 golden=$root/tests/golden

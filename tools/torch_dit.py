@@ -108,18 +108,22 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """`gammas`: DiffFit's scale vectors on qkv, proj and both branches of the first half of the blocks."""
+    """`size`: "DiT-XL/2" ..., or (depth, width, heads, patch). `gammas`: DiffFit's scale vectors on qkv, proj and both branches of the first half of the
+    blocks; a number: of so many blocks."""
 
     def __init__(self, size, side, classes=1000, channels=4, gammas=False):
         super().__init__()
-        letters, patch = size.removeprefix("DiT-").split("/")
-        depth, d, heads = SIZES[letters]
+        if isinstance(size, str):
+            letters, patch = size.removeprefix("DiT-").split("/")
+            size = (*SIZES[letters], patch)
+        depth, d, heads, patch = size
+        gammas = depth // 2 if gammas is True else int(gammas)
         self.patch, self.side, self.channels, self.classes = int(patch), side, channels, classes
         self.x_embedder = PatchEmbedder(channels, d, self.patch)
         self.t_embedder = TimestepEmbedder(d)
         self.y_embedder = ClassEmbedder(classes, d)
         self.register_buffer("pos_embed", positions(side // self.patch, d).to(torch.get_default_dtype()))
-        self.blocks = nn.ModuleList(Block(d, heads, gammas and i < depth // 2) for i in range(depth))
+        self.blocks = nn.ModuleList(Block(d, heads, i < gammas) for i in range(depth))
         self.final_layer = FinalLayer(d, self.patch, 2 * channels)
 
     @torch.no_grad()

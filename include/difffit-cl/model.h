@@ -100,10 +100,19 @@ DFCL_API const char *dfcl_model_class_name(const dfcl_model *model, int domain, 
 /* Class id by name (exact) or decimal number; DFCL_USAGE with the known names otherwise. */
 DFCL_API dfcl_status dfcl_model_find_class(const dfcl_model *model, int domain, const char *text, int *id, dfcl_error *err);
 
-/* base + delta -> an ordinary checkpoint with original names, gammas folded into weights and biases; f32. Atomic: on failure out_path is as it
- * was. Errors as for dfcl_model_open and dfcl_model_load_delta. */
-DFCL_API dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl_model_params *base, const char *delta, int force,
-                                      const char *out_path, dfcl_error *err);
+/* base + delta -> an ordinary checkpoint, f32, written atomically: on failure out_path is as it was. Gammas are folded into weights and biases, exactly
+ * but for f32 rounding. ORIGINAL: a PyTorch state dict where out_path ends in .pt or .pth, else safetensors. DIFFUSERS: a folder, new or empty, for
+ * DiTTransformer2DModel.from_pretrained, which computes positions by itself: DFCL_USAGE where the model's are others (docs/formats.md). Other errors as for
+ * dfcl_model_open and dfcl_model_load_delta. */
+enum dfcl_names { DFCL_NAMES_ORIGINAL = 0, DFCL_NAMES_DIFFUSERS };
+struct dfcl_merge_params {
+    struct dfcl_model_params base; /* path or random, heads, which, input */
+    const char *delta;             /* NULL: the base alone, in other names or another container */
+    int force;                     /* also a delta made on another base */
+    enum dfcl_names names;
+    int keep_gammas; /* ORIGINAL: gammas stay tensors of their own in the blocks where the PyTorch reproduction of DiffFit has them, the first 14 */
+};
+DFCL_API dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl_merge_params *params, const char *out_path, dfcl_error *err);
 
 /* SHA-256 of a file's bytes, hex. */
 DFCL_API dfcl_status dfcl_file_hash(const dfcl_context *ctx, const char *path, char hash[65], dfcl_error *err);

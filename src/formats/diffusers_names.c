@@ -1,4 +1,4 @@
-/* Names of diffusers' DiTTransformer2DModel -> the original's. q, k and v rows become one qkv; what diffusers stores once per block (the
+/* Names of diffusers' DiTTransformer2DModel -> the original's, and back. q, k and v rows become one qkv; what diffusers stores once per block (the
  * timestep and class embedders) is taken from block 0, the other copies are checked when it is read. */
 #include <stdio.h>
 #include <string.h>
@@ -165,4 +165,36 @@ dfcl_status dfcl_diffusers_map(struct dfcl_tensor_file *f, dfcl_error *err) {
             s = add(f, f->raw[i].name, (uint32_t)i, err);
     dfcl_free(f->ctx, used);
     return s;
+}
+
+/* ---- and back ---- */
+
+/* What follows "blocks.N." in a name, and N; NULL: no such name. */
+static const char *in_block(const char *name, int *block) {
+    int n = 0;
+    return sscanf(name, "blocks.%d.%n", block, &n) == 1 && n ? name + n : NULL;
+}
+
+int dfcl_diffusers_pieces(const char *original) {
+    int block;
+    const char *rest = in_block(original, &block);
+    return rest && !strncmp(rest, "attn.qkv.", 9) ? 3 : 1;
+}
+
+bool dfcl_diffusers_name(const char *original, int depth, int k, char *name, size_t size) {
+    int block;
+    const char *rest = in_block(original, &block);
+    *name = 0;
+    if (rest && !strncmp(rest, "attn.qkv.", 9))
+        return k < 3 && dfcl_append(name, size, "transformer_blocks.%d.attn1.to_%c.%s", block, "qkv"[k], rest + 9);
+    for (size_t i = 0; rest && i < DFCL_COUNT(inner); i++)
+        if (!strcmp(inner[i][1], rest))
+            return k < 1 && dfcl_append(name, size, "transformer_blocks.%d.%s", block, inner[i][0]);
+    for (size_t i = 0; i < DFCL_COUNT(outer); i++)
+        if (!strcmp(outer[i][1], original))
+            return k < 1 && dfcl_append(name, size, "%s", outer[i][0]);
+    for (size_t i = 0; i < DFCL_COUNT(shared); i++)
+        if (!strcmp(shared[i][1], original))
+            return k < depth && dfcl_append(name, size, "transformer_blocks.%d.%s", k, shared[i][0]);
+    return false;
 }

@@ -52,4 +52,9 @@ const char *dfcl_tensor_file_meta(const struct dfcl_tensor_file *file, const cha
 bool dfcl_tensor_file_number(const struct dfcl_tensor_file *file, const char *key, double *out);
 const char *dfcl_tensor_file_text(const struct dfcl_tensor_file *file, const char *key); /* NULL: none */
 
+/* The names under which diffusers stores an original tensor of a model of `depth` blocks, k = 0, 1 ...: three for a qkv, whose rows they share out
+ * (dfcl_diffusers_pieces is 3, else 1), one for each block for the embedders, of which it keeps copies, else one. False past the last. */
+bool dfcl_diffusers_name(const char *original, int depth, int k, char *name, size_t size);
+int dfcl_diffusers_pieces(const char *original);
+
 #endif

@@ -168,3 +168,13 @@ void dfcl_delta_blend(float *values, const float *base, int64_t count, float s) 
         values[i] = b + s * (values[i] - b);
     }
 }
+
+bool dfcl_delta_same_matrix(const float *delta, const float *base, int64_t count) {
+    double apart = 0, norm = 0;
+    for (int64_t i = 0; i < count; i++) {
+        double d = (double)delta[i] - (double)base[i];
+        apart += d * d;
+        norm += (double)base[i] * (double)base[i];
+    }
+    return apart <= 2e-3 * 2e-3 * norm;
+}

@@ -31,6 +31,10 @@ dfcl_status dfcl_delta_check_shapes(const struct dfcl_delta *delta, struct dfcl_
 dfcl_status dfcl_delta_read(const struct dfcl_delta *delta, const char *name, float **values, dfcl_error *err);
 /* Value at strength s: base + s (value - base), for a gamma 1 + s (value - 1), exact at s = 1. */
 void dfcl_delta_blend(float *values, const float *base, int64_t count, float s);
+/* True when a plain state dict's copy of a frozen matrix is the base's: the relative L2 distance is below 2e-3. Not bit by bit, since the reproduction
+ * averages frozen values too (0.9999 e + 0.0001 p in f32 settles up to 1.7e-4 away from p), and files may be 16-bit; another base is at about 1, one step of
+ * full fine-tuning at some 3e-3. */
+bool dfcl_delta_same_matrix(const float *delta, const float *base, int64_t count);
 /* DFCL_FORMAT with both hashes unless equal, or force (then a warning is logged). */
 dfcl_status dfcl_delta_check_base(const struct dfcl_delta *delta, const char *base_hash, const char *base_path, bool force, dfcl_error *err);
 

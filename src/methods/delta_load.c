@@ -25,7 +25,7 @@ static dfcl_status check_plain(struct dfcl_model *m, const struct dfcl_delta *d,
             dfcl_from_f32(m->weights, got, want, (size_t)p->count)) /* `want` lends its room */
             dfcl_to_f32(m->weights, want, got, (size_t)p->count);
         if (!s && same && !(s = dfcl_dit_get(m->dit, p, 0, want, err)))
-            same = !memcmp(got, want, (size_t)p->count * sizeof *got);
+            same = dfcl_delta_same_matrix(got, want, p->count);
         dfcl_free(m->ctx, got);
         dfcl_free(m->ctx, want);
         if (s)

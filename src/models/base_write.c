@@ -20,30 +20,40 @@ dfcl_status dfcl_weight_dtype(const char *text, enum dfcl_dtype *out, dfcl_error
     return dfcl_fail(err, DFCL_USAGE, "weight type \"%s\": expected f32, f16 or bf16", text);
 }
 
+dfcl_status dfcl_base_meta_classes(struct dfcl_st_writer *w, const dfcl_context *ctx, const char *const *class_names, int classes,
+                                   dfcl_error *err) {
+    char *json;
+    dfcl_status s = dfcl_names_json(ctx, (char *const *)class_names, classes, &json, err);
+    if (s)
+        return s;
+    s = dfcl_st_writer_meta(w, "class_names", json, err);
+    dfcl_free(ctx, json);
+    return s;
+}
+
 static dfcl_status meta_number(struct dfcl_st_writer *w, const char *key, double v, dfcl_error *err) {
     char text[32];
     snprintf(text, sizeof text, "%.17g", v);
     return dfcl_st_writer_meta(w, key, text, err);
 }
 
-dfcl_status dfcl_base_declare(struct dfcl_st_writer *w, struct dfcl_dit *dit, const struct dfcl_dit_config *cfg,
-                              const char *const *class_names, enum dfcl_dtype dtype, dfcl_error *err) {
-    const dfcl_context *ctx = dfcl_dit_context(dit);
+dfcl_status dfcl_base_describe(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,
+                               const char *const *class_names, dfcl_error *err) {
     const char *name = dfcl_dit_name_of(cfg);
     dfcl_status s;
     if ((s = dfcl_st_writer_meta(w, "format", DFCL_BASE_FORMAT, err)) || (*name && (s = dfcl_st_writer_meta(w, "model", name, err))) ||
         (s = meta_number(w, "heads", cfg->heads, err)) || (s = meta_number(w, "input", cfg->input, err)) ||
         (cfg->pos_base > 0 && (s = meta_number(w, "positional_scale", cfg->pos_base, err))))
         return s;
-    if (class_names) {
-        char *json;
-        if ((s = dfcl_names_json(ctx, (char *const *)class_names, cfg->classes, &json, err)))
-            return s;
-        s = dfcl_st_writer_meta(w, "class_names", json, err);
-        dfcl_free(ctx, json);
-        if (s)
-            return s;
-    }
+    return class_names ? dfcl_base_meta_classes(w, ctx, class_names, cfg->classes, err) : DFCL_OK;
+}
+
+dfcl_status dfcl_base_declare(struct dfcl_st_writer *w, struct dfcl_dit *dit, const struct dfcl_dit_config *cfg,
+                              const char *const *class_names, enum dfcl_dtype dtype, dfcl_error *err) {
+    const dfcl_context *ctx = dfcl_dit_context(dit);
+    dfcl_status s = dfcl_base_describe(w, ctx, cfg, class_names, err);
+    if (s)
+        return s;
     int n, side = cfg->input / cfg->patch;
     struct dfcl_param **p;
     if ((s = dfcl_base_order(dit, &p, &n, err)))
@@ -51,11 +61,7 @@ dfcl_status dfcl_base_declare(struct dfcl_st_writer *w, struct dfcl_dit *dit, co
     /* The original stores its positions, and loads strictly. */
     s = dfcl_st_writer_tensor(w, "pos_embed", dtype, (int64_t[]){1, (int64_t)side * side, cfg->hidden}, 3, err);
     for (int i = 0; i < n && !s; i++) {
-        int64_t shape[4];
-        memcpy(shape, p[i]->shape, sizeof shape);
-        if (p[i]->kind == DFCL_PARAM_TABLE)
-            shape[0] = cfg->classes + 1; /* a delta may bring its own classes */
-        s = dfcl_st_writer_tensor(w, p[i]->name, dtype, shape, p[i]->ndim, err);
+        s = dfcl_st_writer_tensor(w, p[i]->name, dtype, p[i]->shape, p[i]->ndim, err);
     }
     dfcl_free(ctx, p);
     return s;
@@ -80,18 +86,27 @@ dfcl_status dfcl_base_order(struct dfcl_dit *dit, struct dfcl_param ***out, int 
     return DFCL_OK;
 }
 
+dfcl_status dfcl_base_positions(const dfcl_context *ctx, const struct dfcl_dit_config *cfg, float **out, dfcl_error *err) {
+    int side = cfg->input / cfg->patch;
+    size_t count = (size_t)side * (size_t)side * (size_t)cfg->hidden;
+    if (!(*out = dfcl_calloc(ctx, count, sizeof **out, err)))
+        return DFCL_NOMEM;
+    dfcl_status s = dfcl_pos_embed(side, cfg->hidden, cfg->pos_base, *out, err);
+    if (s) {
+        dfcl_free(ctx, *out);
+        *out = NULL;
+    }
+    return s;
+}
+
 dfcl_status dfcl_base_write_positions(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,
                                       const float *positions, dfcl_error *err) {
     int side = cfg->input / cfg->patch;
     size_t count = (size_t)side * (size_t)side * (size_t)cfg->hidden;
-    if (positions)
-        return dfcl_st_writer_f32(w, positions, count, err);
-    float *pos = dfcl_calloc(ctx, count, sizeof *pos, err);
-    if (!pos)
-        return DFCL_NOMEM;
-    dfcl_status s = dfcl_pos_embed(side, cfg->hidden, cfg->pos_base, pos, err);
+    float *own = NULL;
+    dfcl_status s = positions ? DFCL_OK : dfcl_base_positions(ctx, cfg, &own, err);
     if (!s)
-        s = dfcl_st_writer_f32(w, pos, count, err);
-    dfcl_free(ctx, pos);
+        s = dfcl_st_writer_f32(w, positions ? positions : own, count, err);
+    dfcl_free(ctx, own);
     return s;
 }

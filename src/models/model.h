@@ -122,6 +122,13 @@ dfcl_status dfcl_base_order(struct dfcl_dit *dit, struct dfcl_param ***out, int 
  * `dit` only lends its table. */
 dfcl_status dfcl_base_declare(struct dfcl_st_writer *w, struct dfcl_dit *dit, const struct dfcl_dit_config *cfg,
                               const char *const *class_names, enum dfcl_dtype dtype, dfcl_error *err);
+/* Its parts: the metadata, and of these the class names alone. */
+dfcl_status dfcl_base_describe(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,
+                               const char *const *class_names, dfcl_error *err);
+dfcl_status dfcl_base_meta_classes(struct dfcl_st_writer *w, const dfcl_context *ctx, const char *const *class_names, int classes,
+                                   dfcl_error *err);
+/* The computed table [side*side, hidden]; freed with dfcl_free. */
+dfcl_status dfcl_base_positions(const dfcl_context *ctx, const struct dfcl_dit_config *cfg, float **out, dfcl_error *err);
 /* `positions`: those of the file it came from, NULL: the computed table. */
 dfcl_status dfcl_base_write_positions(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,
                                       const float *positions, dfcl_error *err);

@@ -233,6 +233,41 @@ def test_train_and_sample():
     assert worst < 1e-3, worst
 
 
+def test_merge():
+    """One result in every container and naming: opened again, each draws the same bits; what cannot be is refused and leaves nothing."""
+    base, images = make_base("gbase.safetensors"), make_images("gimages", classes=("x", "y"))
+    small_train("grun", base, images)
+    delta = path("grun/delta.safetensors")
+    draw = ["sample", "--device", "host", "--heads", 2, "--steps", 2, "--sampler", "ddim", "--cfg", 1, "-n", 1, "--save-latents", path("g.safetensors")]
+    results = []
+    for out, words in (("g1.safetensors", ()), ("g2.pt", ()), ("g3", ("--names", "diffusers")), ("g4.pth", ("--gammas", "keep"))):
+        text, _ = run("merge", "--model", base, "--heads", 2, "--delta", delta, "--out", path(out), *words)
+        assert text == path(out) + "\n"
+        run(*draw, "--model", path(out))
+        results.append(tensors(path("g.safetensors"))[0]["latents"])
+    assert results[0] == results[1] == results[2] and results[3][0] == results[0][0]
+    assert json.loads(run("info", path("g4.pth"), "--json")[0])["gammas"] and not json.loads(run("info", path("g2.pt"), "--json")[0])["gammas"]
+    before = open(path("g2.pt"), "rb").read()
+    run("merge", "--model", base, "--heads", 2, "--delta", delta, "--out", path("g2.pt"))
+    assert before == open(path("g2.pt"), "rb").read()
+    # a base alone, there and back: the same weights, so the same hash
+    run("merge", "--model", base, "--heads", 2, "--names", "diffusers", "--out", path("gd/"))
+    run("merge", "--model", path("gd"), "--out", path("gback.safetensors"))
+    hashes = [json.loads(run("info", p, "--json")[0])["base_hash"] for p in (base, path("gd"), path("gback.safetensors"))]
+    assert len(set(hashes)) == 1, hashes
+    words = ["merge", "--model", base, "--heads", 2, "--delta", delta]
+    fails(2, *words, "--names", "diffusers", "--out", path("g3"), says=["g3", "empty folder", "config.json"])
+    fails(2, *words, "--names", "diffusers", "--out", path("g2.pt"), says="folder")
+    fails(2, *words, "--names", "diffusers", "--gammas", "keep", "--out", path("g5"), says="gammas")
+    fails(2, *words, "--names", "theirs", "--out", path("g5"), says=["theirs", "diffusers"])
+    fails(2, *words, "--gammas", "drop", "--out", path("g5"), says=["drop", "keep"])
+    other = make_base("gother.safetensors", seed=9)
+    for out, more in (("g5.pt", ()), ("g5", ("--names", "diffusers"))):
+        fails(6, "merge", "--model", other, "--heads", 2, "--delta", delta, "--out", path(out), *more, says="made on the base")
+    fails(7, *words, "--out", path("nowhere/g5.pt"), says="nowhere")
+    assert before == open(path("g2.pt"), "rb").read() and not [f for f in os.listdir(T) if f.startswith("g5") or ".tmp" in f]
+
+
 def test_same_picture_on_every_device():
     """The same seed gives the same picture to 1/255 on every device and in any batch; on one device the same bits."""
     base = make_base("dbase.safetensors", classes=3)

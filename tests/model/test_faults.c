@@ -15,7 +15,17 @@ static void counted_free(void *user, void *p) {
     free(p);
 }
 
-static char dir[32], base_path[80], delta_path[80], merged_path[80];
+static char dir[32], base_path[80], delta_path[80], merged_path[80], pt_path[80], folder_path[80];
+
+/* A diffusers folder is only written where there is none. */
+static void remove_folder(void) {
+    static const char *const files[] = {"/config.json", "/diffusion_pytorch_model.safetensors", ""};
+    for (int i = 0; i < 3; i++) {
+        char path[160];
+        snprintf(path, sizeof path, "%s%s", folder_path, files[i]);
+        remove(path);
+    }
+}
 
 static dfcl_status work(dfcl_error *err) {
     static const char *const names[3] = {"a", "b", "c"}, *const mine[2] = {"x", "a"};
@@ -28,6 +38,7 @@ static dfcl_status work(dfcl_error *err) {
     char *text = NULL;
     int domain;
     dfcl_status s;
+    remove_folder();
     if ((s = dfcl_model_init(ctx, &ip, base_path, err)) || (s = dfcl_method_open(&m, dev, &mp, &mc, err)) ||
         (s = dfcl_dit_plan(dfcl_model_dit(m), 2, DFCL_RECOMPUTE_NONE, 0, NULL, err)) || (s = dfcl_delta_save(m, delta_path, DFCL_NO_REF, "{}", err)) ||
         (s = dfcl_delta_restore(m, delta_path, err)))
@@ -35,7 +46,9 @@ static dfcl_status work(dfcl_error *err) {
     dfcl_model_close(&m);
     if ((s = dfcl_model_open(&m, dev, &mp, err)) || (s = dfcl_model_load_delta(m, delta_path, 0.5f, 0, &domain, err)) ||
         (s = dfcl_dit_plan(dfcl_model_dit(m), 2, DFCL_FORWARD_ONLY, 0, NULL, err)) ||
-        (s = dfcl_model_merge(ctx, &mp, delta_path, 0, merged_path, err)))
+        (s = dfcl_model_merge(ctx, &(struct dfcl_merge_params){.base = mp, .delta = delta_path}, merged_path, err)) ||
+        (s = dfcl_model_merge(ctx, &(struct dfcl_merge_params){.base = mp, .delta = delta_path, .keep_gammas = 1}, pt_path, err)) ||
+        (s = dfcl_model_merge(ctx, &(struct dfcl_merge_params){.base = mp, .delta = delta_path, .names = DFCL_NAMES_DIFFUSERS}, folder_path, err)))
         goto out;
     s = dfcl_describe(ctx, delta_path, 0, &text, err);
 out:
@@ -60,6 +73,11 @@ static void test_memory(void **state) {
         if (s != DFCL_NOMEM || err.status != DFCL_NOMEM || !err.msg[0])
             fail_msg("allocation %ld of %ld: status %d, message \"%s\"", i, all, s, err.msg);
         assert_true(dfcl_device_memory_used(dev) == used);
+        struct dfcl_list left;
+        ok(dfcl_list_dir(ctx, dir, &left, &err), &err); /* nothing temporary stays */
+        for (size_t k = 0; k < left.count; k++)
+            assert_null(strstr(left.names[k], ".tmp"));
+        dfcl_list_free(ctx, &left);
     }
     printf("%ld allocations, each failed once\n", all);
 }
@@ -72,6 +90,8 @@ int main(void) {
     if (!mkdtemp(dir) || dfcl_context_create(&ctx, &p, &err) || dfcl_device_open(&dev, ctx, "host", &err))
         return 1;
     snprintf(base_path, sizeof base_path, "%s/base.safetensors", dir);
+    snprintf(pt_path, sizeof pt_path, "%s/merged.pt", dir);
+    snprintf(folder_path, sizeof folder_path, "%s/merged", dir);
     snprintf(delta_path, sizeof delta_path, "%s/delta.safetensors", dir);
     snprintf(merged_path, sizeof merged_path, "%s/merged.safetensors", dir);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -287,7 +287,7 @@ static void delta_case(const char *method, bool rebuild, int train_classes) {
     /* merged: an ordinary base, opened like any other */
     struct dfcl_model_params bp = {.path = golden_path("dit/dit.safetensors")};
     const char *merged = tmp_path("merged.safetensors");
-    ok(dfcl_model_merge(ctx, &bp, file, 0, merged, &err), &err);
+    ok(dfcl_model_merge(ctx, &(struct dfcl_merge_params){.base = bp, .delta = file}, merged, &err), &err);
     m = open_model(merged, NULL, 1);
     assert_int_equal(dfcl_model_classes(m, 0), K);
     if (rebuild)
@@ -357,7 +357,7 @@ static void test_delta_file(void **state) {
     ok(dfcl_model_load_delta(m, file, 1, 1, &dom, &err), &err);
     dfcl_model_close(&m);
     struct dfcl_model_params bp = {.path = tmp_path("other.safetensors")};
-    assert_int_equal(dfcl_model_merge(ctx, &bp, file, 0, tmp_path("bad.safetensors"), &err), DFCL_FORMAT);
+    assert_int_equal(dfcl_model_merge(ctx, &(struct dfcl_merge_params){.base = bp, .delta = file}, tmp_path("bad.safetensors"), &err), DFCL_FORMAT);
     assert_int_not_equal(access(tmp_path("bad.safetensors"), F_OK), 0);
 }
 
@@ -381,7 +381,7 @@ static void test_plain_delta(void **state) {
     assert_int_equal(dfcl_model_load_delta(m, ckpt, 1, 0, &dom, &err), DFCL_FORMAT);
     assert_non_null(strstr(err.msg, "attn.qkv.weight"));
     dfcl_model_close(&m);
-    assert_int_equal(dfcl_model_merge(ctx, &p, ckpt, 0, tmp_path("plain.safetensors"), &err), DFCL_FORMAT);
+    assert_int_equal(dfcl_model_merge(ctx, &(struct dfcl_merge_params){.base = p, .delta = ckpt}, tmp_path("plain.safetensors"), &err), DFCL_FORMAT);
     /* on its own base the vectors and the class table make the whole difference */
     p.path = golden_path("dit/micro/raw_f32.pt");
     m = open_model(p.path, NULL, 1);
@@ -392,7 +392,7 @@ static void test_plain_delta(void **state) {
     check("plain state dict", got, want, n, 1e-5);
     free(got);
     dfcl_model_close(&m);
-    ok(dfcl_model_merge(ctx, &p, ckpt, 0, tmp_path("plain.safetensors"), &err), &err);
+    ok(dfcl_model_merge(ctx, &(struct dfcl_merge_params){.base = p, .delta = ckpt}, tmp_path("plain.safetensors"), &err), &err);
     m = open_model(tmp_path("plain.safetensors"), NULL, 1);
     got = forward(m, (int)B, x, t, ids, NULL);
     check("plain state dict, merged", got, want, n, 1e-5);

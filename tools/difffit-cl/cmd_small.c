@@ -80,23 +80,31 @@ int cmd_init(struct cli *c, int argc, char **argv) {
 }
 
 int cmd_merge(struct cli *c, int argc, char **argv) {
-    struct dfcl_model_params m = {0};
-    const char *delta = NULL, *out = NULL;
+    struct dfcl_merge_params p = {0};
+    const char *out = NULL, *names = "original", *gammas = "fold";
     bool force = false;
     const struct cli_option options[] = {
-        {"--model", CLI_PATH, &m.path, "FILE", "base checkpoint (required)", 0, 0},
-        {"--delta", CLI_PATH, &delta, "FILE", "delta (required)", 0, 0},
-        {"--out", CLI_PATH, &out, "FILE", "safetensors file to write, original names (required)", 0, 0},
-        {"--heads", CLI_INT, &m.heads, "H", "attention heads, where the file does not say", 1, 1024},
+        {"--model", CLI_PATH, &p.base.path, "FILE", "base checkpoint (required)", 0, 0},
+        {"--delta", CLI_PATH, &p.delta, "FILE", "delta, or checkpoint of the PyTorch reproduction; without one the base is rewritten", 0, 0},
+        {"--out", CLI_PATH, &out, "PATH", "NAME.pt: PyTorch state dict; with --names diffusers a folder; else safetensors (required)", 0, 0},
+        {"--names", CLI_CHOICE, &names, "original|diffusers", "names of the tensors (original); diffusers: a folder for DiTTransformer2DModel.from_pretrained", 0, 0},
+        {"--gammas", CLI_CHOICE, &gammas, "fold|keep", "into the weights (fold), or kept as tensors, for the PyTorch reproduction of DiffFit", 0, 0},
+        {"--weights-of", CLI_CHOICE, &p.base.which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
+        {"--heads", CLI_INT, &p.base.heads, "H", "attention heads, where the file does not say", 1, 1024},
         {"--force", CLI_FLAG, &force, NULL, "even when the delta was made on another base", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
-    if (cli_parse(c, argc, argv, "merge --model FILE --delta FILE --out FILE\n\nFolds scale vectors and biases into an ordinary checkpoint.", options, NULL, 0) < 0)
+    if (cli_parse(c, argc, argv,
+                  "merge --model FILE [--delta FILE] --out PATH [--names diffusers]\n\nFolds scale vectors and biases into an ordinary checkpoint, with the original names or"
+                  " diffusers'.", options, NULL, 0) < 0)
         return c->code;
-    if (!m.path || !delta || !out)
-        return cli_usage(c, "--model, --delta and --out are required");
+    if (!p.base.path || !out)
+        return cli_usage(c, "--model and --out are required");
+    p.names = strcmp(names, "diffusers") ? DFCL_NAMES_ORIGINAL : DFCL_NAMES_DIFFUSERS;
+    p.keep_gammas = !strcmp(gammas, "keep");
+    p.force = force;
     dfcl_error err = {0};
-    if (dfcl_model_merge(c->ctx, &m, delta, force, out, &err))
+    if (dfcl_model_merge(c->ctx, &p, out, &err))
         return cli_fail(c, &err);
     if (!c->quiet)
         printf("%s\n", out);
