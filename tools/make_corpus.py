@@ -758,6 +758,70 @@ def hostile_npy():
     save(t, "header-code", npy("{'descr': __import__('os').system('true'), 'fortran_order': False, 'shape': (1,), }", bytes(8)))
 
 
+# ---- caches of latents ----
+
+def latents_corpus():
+    """An index beside the good shard of fuzz_latents.c, or a shard beside its good index."""
+    RNG.seed(20240607)
+    t = "latents"
+    settings = {"vae": "a" * 64, "scale": 0.5, "shift": 0, "size": 16, "channels": 1, "side": 2, "crop": "center", "alpha": "white", "flip": False,
+                "dtype": "F32"}
+
+    def index(name, labels=(0, 1), file="shard-000000.safetensors", classes=("a", "b"), **more):
+        o = {"format": "difffit-cl latents 1", "settings": settings, "source": "pictures", "skipped": 0, "classes": list(classes),
+             "shards": [{"file": file, "labels": list(labels)}], **more}
+        data = json.dumps(o, separators=(",", ":")).encode()
+        save(t, name, data)
+        return data
+
+    def shard(name, files='["a/0.png","b/1.png"]', n=2, side=2, settings=settings, **change):
+        h = {"__metadata__": {"format": "difffit-cl latents 1", "settings": json.dumps(settings), "files": files}}
+        at = 0
+        for key, dtype, shape, size in (("stat", "I64", [n, 2], 8), ("mean", "F32", [n, 1, side, side], 4), ("logvar", "F32", [n, 1, side, side], 4),
+                                        ("sha256", "U8", [n, 32], 1)):
+            count = size * int(np.prod(shape))
+            h[key] = entry(dtype, shape, at, at + count)
+            at += count
+        h.update(change)
+        data = st(h, bytes(at))
+        save(t, name, data)
+        return data
+
+    good = index("index-good")
+    index("index-path", file="../shard/shard-000000.safetensors")
+    index("index-dots", file="shard-/../../x")
+    index("index-missing", file="shard-000009.safetensors")
+    index("index-labels-few", labels=(0,))
+    index("index-labels-high", labels=(0, 2))
+    index("index-labels-fraction", labels=(0, 0.5))
+    index("index-labels-huge", labels=(0, 1e300))
+    index("index-none-left", labels=(-1, -1))
+    index("index-twice", shards=[{"file": "shard-000000.safetensors", "labels": [0, 1]}] * 2)
+    index("index-no-shards", shards=[])
+    index("index-shards-number", shards=7)
+    index("index-no-classes", classes=())
+    index("index-class-control", classes=("a\n", "b"))
+    index("index-settings", settings={**settings, "side": 2**40})
+    index("index-settings-side", settings={**settings, "side": 4096, "channels": 1024})
+    index("index-settings-hash", settings={**settings, "vae": "A" * 64})
+    index("index-settings-scale", settings={**settings, "scale": "1"})
+    save(t, "index-deep", b"[" * 64 + b"]" * 64)
+    save(t, "index-empty", b"")
+    mutations(t, "index", good, 12)
+    good = shard("shard-good")
+    shard("shard-files-few", files='["a/0.png"]')
+    shard("shard-files-twice", files='["a/0.png","a/0.png"]')
+    shard("shard-files-number", files="[1,2]")
+    shard("shard-files-object", files="{}")
+    shard("shard-files-empty", files='["",""]')
+    shard("shard-rows", n=3)
+    shard("shard-side", side=3)
+    shard("shard-settings", settings={**settings, "size": 17})
+    shard("shard-no-meta", __metadata__={})
+    save(t, "shard-nan", good[:-64 - 64] + b"\xff" * 64 + good[-64:])
+    mutations(t, "shard", good, 12)
+
+
 if __name__ == "__main__":
     if np is not None:
         safetensors_corpus()
@@ -767,3 +831,4 @@ if __name__ == "__main__":
     for part in (hostile_safetensors, zip_corpus, pickle_corpus, hostile_torch, base_corpus, delta_corpus, run_corpus, requests_corpus,
                  describe_corpus, hostile_image, hostile_npy):
         part()
+    latents_corpus()

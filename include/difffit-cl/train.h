@@ -13,7 +13,7 @@ typedef struct dfcl_trainer dfcl_trainer;
 /* Zero or NULL means the default in [brackets]. Documented in docs/methods.md. */
 struct dfcl_train_params {
     struct dfcl_model_params model;
-    const char *data;      /* ImageFolder (pixel space), fast-DiT latent folder, or a folder with both names */
+    const char *data;      /* ImageFolder (pixel space), cache of latents, fast-DiT latent folder, or a folder with both names */
     const char *run_dir;   /* created; must be empty or hold a run when resuming */
     const char *method;    /* ["difffit"], "difffit-block", "bitfit", "full" */
     const char *gamma_sites;  /* NULL: the method's; "qkv,proj,attn,mlp" */

@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -215,6 +216,31 @@ enum dfcl_path_kind dfcl_path_kind(const char *path) {
     if (stat(path, &st) != 0)
         return DFCL_PATH_NONE;
     return kind_of(st.st_mode);
+}
+
+/* True when the file held open is the one at `path`: an owner that gave up may have removed it between open and lock. */
+static bool same_file(int fd, const char *path) {
+    struct stat a, b;
+    return fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+dfcl_status dfcl_lock_take(const char *path, int *fd, dfcl_error *err) {
+    dfcl_status s = DFCL_OK;
+    for (;;) {
+        *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+        if (*fd < 0)
+            s = dfcl_fail_errno(err, path, "cannot create");
+        else if (flock(*fd, LOCK_EX | LOCK_NB) != 0)
+            s = errno == EWOULDBLOCK ? dfcl_fail(err, DFCL_ERROR, "%s: locked by another process", path) : dfcl_fail_errno(err, path, "cannot lock");
+        if (s || same_file(*fd, path))
+            break;
+        close(*fd);
+    }
+    if (s && *fd >= 0) {
+        close(*fd);
+        *fd = -1;
+    }
+    return s;
 }
 
 dfcl_status dfcl_mkdirs(const dfcl_context *ctx, const char *path, dfcl_error *err) {

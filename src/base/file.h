@@ -40,6 +40,10 @@ dfcl_status dfcl_remove_tree(const dfcl_context *ctx, const char *path, dfcl_err
 dfcl_status dfcl_sync_dir(const char *path, dfcl_error *err);
 dfcl_status dfcl_rename(const char *from, const char *to, dfcl_error *err); /* then syncs the folder of `to` */
 
+/* Creates the file where needed and takes an exclusive lock on it, which goes with the returned descriptor, also when the process is killed.
+ * DFCL_ERROR: another process has it. */
+dfcl_status dfcl_lock_take(const char *path, int *fd, dfcl_error *err);
+
 /* Entries of a folder, without those that start with '.', sorted by byte value, and what each is (links are followed; NONE: a link to nothing).
  * All of it is freed by dfcl_list_free. */
 struct dfcl_list {

@@ -7,8 +7,13 @@
 #include "base/sha256.h"
 #include "data/dataset_internal.h"
 
-/* Kept bytes -> f32 CHW, mirrored if asked. */
-static void expand(const struct dfcl_dataset *ds, const unsigned char *bytes, bool mirror, float *out) {
+/* Kept bytes -> f32 CHW, mirrored if asked, drawn where they are moments. */
+static void expand(const struct dfcl_dataset *ds, const unsigned char *bytes, bool mirror, const struct dfcl_latents_draw *draw, float *out) {
+    if (ds->latents) {
+        const struct dfcl_latents_view v = dfcl_latents_get(ds->latents);
+        dfcl_latents_sample(&v.settings, (const float *)(const void *)bytes + (mirror ? 2 * ds->values : 0), draw, out);
+        return;
+    }
     if (ds->scan.latent) {
         memcpy(out, bytes, ds->sample_bytes);
         return;
@@ -99,6 +104,10 @@ static dfcl_status make_fingerprint(struct dfcl_dataset *ds, dfcl_error *err) {
     struct dfcl_sha256 h;
     char line[128];
     size_t root = strlen(ds->opt.path);
+    if (ds->latents) {
+        strcpy(ds->fingerprint, dfcl_latents_get(ds->latents).fingerprint);
+        return DFCL_OK;
+    }
     dfcl_status s = dfcl_sha256_init(&h, err);
     if (s)
         return s;
@@ -126,6 +135,52 @@ static dfcl_status make_fingerprint(struct dfcl_dataset *ds, dfcl_error *err) {
     return dfcl_sha256_finish(&h, ds->fingerprint, err);
 }
 
+/* The samples of a cache, in its order. */
+static dfcl_status find_latents(struct dfcl_dataset *ds, dfcl_error *err) {
+    dfcl_status s = dfcl_latents_open(&ds->latents, ds->ctx, ds->opt.path, err);
+    if (s)
+        return s;
+    const struct dfcl_latents_view v = dfcl_latents_get(ds->latents);
+    const struct dfcl_latents_settings *st = &v.settings;
+    if (ds->opt.vae_hash && strcmp(ds->opt.vae_hash, st->vae))
+        return dfcl_fail(err, DFCL_FORMAT, "%s: latents of another VAE: expected the one with the hash %s, found %s", ds->opt.path, ds->opt.vae_hash,
+                         st->vae);
+    if (st->channels != ds->opt.channels || st->side != ds->opt.side)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: the model works on latents of %d x %d x %d, found %d x %d x %d (pictures of %d)", ds->opt.path,
+                         ds->opt.channels, ds->opt.side, ds->opt.side, st->channels, st->side, st->side, st->size);
+    ds->scan.latent = true;
+    ds->scan.items = dfcl_calloc(ds->ctx, v.count, sizeof *ds->scan.items, err);
+    if (!ds->scan.items)
+        return DFCL_NOMEM;
+    for (; ds->scan.count < v.count; ds->scan.count++)
+        ds->scan.items[ds->scan.count].label = v.items[ds->scan.count].label;
+    for (size_t i = 0; !s && i < v.classes->count; i++)
+        s = dfcl_list_add(ds->ctx, &ds->scan.classes, v.classes->names[i], err);
+    return s;
+}
+
+static dfcl_status find_samples(struct dfcl_dataset *ds, dfcl_error *err) {
+    if (dfcl_latents_here(ds->ctx, ds->opt.path))
+        return find_latents(ds, err);
+    return dfcl_scan_folder(ds->ctx, ds->opt.path, &ds->scan, err);
+}
+
+/* What was asked for, against what the folder holds. */
+static dfcl_status check_options(const struct dfcl_dataset *ds, dfcl_error *err) {
+    const struct dfcl_dataset_options *o = &ds->opt;
+    if (!ds->scan.latent && o->channels != 1 && o->channels != 3)
+        return dfcl_fail(err, DFCL_USAGE, "%s: holds pictures, but the model works on latents of %d channels: encode them first", o->path, o->channels);
+    if (ds->scan.latent && (o->random_crop || o->alpha != DFCL_ALPHA_WHITE))
+        return dfcl_fail(err, DFCL_USAGE, "%s: holds latents: crop and alpha are of the pictures that they were made from", o->path);
+    if (ds->latents && o->skip_bad)
+        return dfcl_fail(err, DFCL_USAGE, "%s: holds cached latents: bad files are left out when they are made", o->path);
+    if (ds->latents && o->flip && !dfcl_latents_get(ds->latents).settings.flips)
+        return dfcl_fail(err, DFCL_USAGE, "%s: was made without the latents of mirrored pictures, and a mirrored latent is none of them", o->path);
+    if (ds->scan.latent && !ds->latents && o->flip)
+        return dfcl_fail(err, DFCL_USAGE, "%s: holds latents, which cannot be mirrored: a mirrored latent is not that of the mirrored picture", o->path);
+    return DFCL_OK;
+}
+
 dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx, const struct dfcl_dataset_options *opt,
                               dfcl_error *err) {
     *out = NULL;
@@ -143,28 +198,16 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
     }
     ds->sync_made = true;
     ds->opt.path = dfcl_strdup(ctx, opt->path, err);
-    s = ds->opt.path ? dfcl_scan_folder(ctx, opt->path, &ds->scan, err) : DFCL_NOMEM;
+    s = ds->opt.path ? find_samples(ds, err) : DFCL_NOMEM;
+    if (!s)
+        s = check_options(ds, err);
     if (s)
         goto out;
-    if (!ds->scan.latent && opt->channels != 1 && opt->channels != 3) {
-        s = dfcl_fail(err, DFCL_USAGE, "%s: holds pictures, but the model works on latents of %d channels: encode them first",
-                      opt->path, opt->channels);
-        goto out;
-    }
-    if (ds->scan.latent && (opt->random_crop || opt->alpha != DFCL_ALPHA_WHITE)) {
-        s = dfcl_fail(err, DFCL_USAGE, "%s: holds latents: crop and alpha are of the pictures that they were made from", opt->path);
-        goto out;
-    }
-    if (ds->scan.latent && opt->flip) {
-        s = dfcl_fail(err, DFCL_USAGE, "%s: holds latents, which cannot be mirrored: a mirrored latent is not that of the mirrored picture",
-                      opt->path);
-        goto out;
-    }
     size_t total;
     uint64_t limit = opt->cache_bytes ? opt->cache_bytes : 256ull << 20;
     if (!dfcl_mul_size((size_t)opt->side, (size_t)opt->side, &ds->values) ||
         !dfcl_mul_size(ds->values, (size_t)opt->channels, &ds->values) ||
-        !dfcl_mul_size(ds->values, ds->scan.latent ? sizeof(float) : 1, &ds->sample_bytes)) {
+        !dfcl_mul_size(ds->values, ds->latents ? (opt->flip ? 4 : 2) * sizeof(float) : ds->scan.latent ? sizeof(float) : 1, &ds->sample_bytes)) {
         s = dfcl_fail(err, DFCL_NOMEM, "data: samples of %dx%dx%d are too large", opt->channels, opt->side, opt->side);
         goto out;
     }
@@ -175,7 +218,8 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
             goto out;
         }
     }
-    s = dfcl_dataset_preload(ds, err);
+    if (!ds->latents || ds->cache) /* of a cache the headers are enough */
+        s = dfcl_dataset_preload(ds, err);
     if (!s)
         s = find_classes(ds, err);
     if (!s)
@@ -217,6 +261,7 @@ void dfcl_dataset_close(struct dfcl_dataset **dsp) {
     dfcl_free(ctx, ds->items);
     dfcl_order_finish(&ds->order, ctx);
     dfcl_scan_free(ctx, &ds->scan);
+    dfcl_latents_close(&ds->latents);
     dfcl_free(ctx, ds);
     *dsp = NULL;
 }
@@ -257,20 +302,22 @@ int64_t dfcl_dataset_item(struct dfcl_dataset *ds, uint64_t g) {
 
 dfcl_status dfcl_dataset_held_out(struct dfcl_dataset *ds, int64_t i, float *x, int32_t *label, dfcl_error *err) {
     size_t item = ds->items[ds->train_count + (uint64_t)i];
+    struct dfcl_latents_draw draw = {ds->opt.seed, DFCL_STREAM_VAL, 3, (uint32_t)i};
     *label = ds->scan.items[item].label;
     if (ds->cache) {
-        expand(ds, ds->cache + item * ds->sample_bytes, false, x);
+        expand(ds, ds->cache + item * ds->sample_bytes, false, &draw, x);
         return DFCL_OK;
     }
     unsigned char *bytes = dfcl_calloc(ds->ctx, 1, ds->sample_bytes, err);
     dfcl_status s = bytes ? dfcl_dataset_decode(ds, item, NULL, bytes, err) : DFCL_NOMEM;
     if (!s)
-        expand(ds, bytes, false, x);
+        expand(ds, bytes, false, &draw, x);
     dfcl_free(ds->ctx, bytes);
     return s;
 }
 
 dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, float *x, int32_t *label, dfcl_error *err) {
+    const uint64_t batch = (uint64_t)DFCL_MAX(ds->opt.batch, 1);
     dfcl_status s = DFCL_OK;
     pthread_mutex_lock(&ds->lock);
     if (!ds->cache && first != ds->head) {
@@ -285,10 +332,11 @@ dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, f
         size_t item = ds->items[dfcl_order_item(&ds->order, g)];
         uint32_t epoch = (uint32_t)(g / ds->train_count);
         bool mirror = ds->opt.flip && dfcl_uniform(ds->opt.seed, DFCL_STREAM_FLIP, epoch, (uint32_t)g, 0) <= 0.5f;
+        struct dfcl_latents_draw draw = {ds->opt.seed, DFCL_STREAM_LATENT, (uint32_t)(g / batch), (uint32_t)g};
         float *to = x + (size_t)i * ds->values;
         label[i] = ds->scan.items[item].label;
         if (ds->cache) {
-            expand(ds, ds->cache + item * ds->sample_bytes, mirror, to);
+            expand(ds, ds->cache + item * ds->sample_bytes, mirror, &draw, to);
             continue;
         }
         struct dfcl_slot *slot = &ds->slots[g % ds->slot_count];
@@ -301,7 +349,7 @@ dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, f
         } else {
             /* No thread writes this slot before head has moved past it. */
             pthread_mutex_unlock(&ds->lock);
-            expand(ds, slot->bytes, mirror, to);
+            expand(ds, slot->bytes, mirror, &draw, to);
             pthread_mutex_lock(&ds->lock);
         }
         slot->state = DFCL_SLOT_EMPTY;

@@ -5,6 +5,8 @@
  *                     without sub-folders is one class that has the folder's name. Pixel models only (1 or 3 channels).
  *   latents:          NAME_features/K.npy with NAME_labels/K.npy beside it, as fast-DiT writes them: f32 or f16 [1,C,S,S] or [C,S,S],
  *                     integer label. class_names.txt (one name a line) may lie beside both folders.
+ *   cached latents:   data/latents.h; each fetch draws from them, by stream LATENT (step, sample = low word of g). Those held out are drawn once
+ *                     and for all, by stream VAL (step 3, sample = place among them).
  * Samples come as f32 CHW; pictures in [-1, 1] after ADM's crop (data/crop.h) to the model's side.
  *
  * Every file is read when the set is opened, so that a bad one shows before any work is done. Sets up to `cache_bytes` stay in memory; larger
@@ -26,17 +28,19 @@ struct dfcl_dataset_options {
     const char *path;
     int channels, side;  /* the model's */
     double val_fraction; /* share of each class that is held out, 0: none; each class keeps one sample to train on */
-    bool flip;           /* mirror every second picture; refused for latents (a mirrored latent is not the latent of the mirrored picture) */
+    bool flip;           /* mirror every second picture; refused for latents without those of the mirrored pictures (a mirrored latent is none) */
     bool random_crop;    /* pictures: another crop (data/crop.h) every time, by stream CROP (step = epoch, sample = low word of g); not kept in memory */
     enum dfcl_alpha alpha; /* pictures */
     bool skip_bad;       /* files that cannot be read are left out instead of being an error */
     uint64_t seed;
+    int batch;           /* samples of a step, 0: 1: counts the steps for the draws from cached latents */
+    const char *vae_hash; /* cached latents: the encoder that they must come from; NULL: any */
     uint64_t cache_bytes; /* 0: 256 MiB */
     int threads;          /* that decode in the background, 0: the context's, at most 16 */
     int ahead;            /* samples decoded ahead of the last fetch, 0: 64 */
 };
 
-/* DFCL_IO: folder or file cannot be read. DFCL_FORMAT: no pictures, an unreadable file (the first is named, all are counted), a latent of another shape, a label that does not fit. DFCL_USAGE: pictures for a latent model, flips of latents, or a share that holds
+/* DFCL_IO: folder or file cannot be read. DFCL_FORMAT: no pictures, an unreadable file (the first is named, all are counted), a latent of another shape or encoder, a label that does not fit. DFCL_USAGE: pictures for a latent model, flips of latents, or a share that holds
  * nothing out. */
 dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx, const struct dfcl_dataset_options *opt,
                               dfcl_error *err);

@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "data/dataset.h"
+#include "data/latents.h"
 #include "data/order.h"
 #include "data/scan.h"
 
@@ -22,6 +23,7 @@ struct dfcl_dataset {
     const dfcl_context *ctx;
     struct dfcl_dataset_options opt;
     struct dfcl_scan scan;   /* without the bad files that were left out */
+    struct dfcl_latents *latents; /* a cache of them; NULL: files */
     int64_t bad;             /* how many those are */
     char **made_names;       /* decimal names, when the data brings none */
     const char **names;

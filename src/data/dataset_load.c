@@ -10,6 +10,11 @@
 
 dfcl_status dfcl_dataset_decode(const struct dfcl_dataset *ds, size_t item, const uint64_t *g, unsigned char *out, dfcl_error *err) {
     const char *path = ds->scan.items[item].path;
+    if (ds->latents) {
+        float *to = (float *)(void *)out;
+        dfcl_status s = dfcl_latents_read(ds->latents, item, false, to, err);
+        return s || !ds->opt.flip ? s : dfcl_latents_read(ds->latents, item, true, to + 2 * ds->values, err);
+    }
     if (ds->scan.latent)
         return dfcl_decode_latent(ds->ctx, path, ds->opt.channels, ds->opt.side, (float *)(void *)out, err);
     struct dfcl_crop_draw draw = {.seed = ds->opt.seed};

@@ -1,6 +1,7 @@
 /* What a path holds: a base, a delta, a training run, a data set, a picture or an array. Findings are gathered as JSON; the text form
  * prints the same object. */
 #include "data/describe.h"
+#include "data/latents.h"
 #include "formats/image.h"
 #include "formats/npy.h"
 #include "formats/png.h"
@@ -408,6 +409,8 @@ static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, in
         s = describe_base(ctx, path, o, err);
     } else if (has_entry(ctx, path, "state.json") && has_entry(ctx, path, "tensors.safetensors")) {
         s = describe_checkpoint(ctx, path, o, err);
+    } else if (dfcl_latents_here(ctx, path)) {
+        s = dfcl_describe_latents(ctx, path, o, err);
     } else {
         s = describe_data(ctx, path, flags, o, err);
     }

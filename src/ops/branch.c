@@ -258,8 +258,11 @@ static void fwd_case(struct dfcl_case *c, int i) {
         add_gamma(c, "gamma_in", &p->gamma_in, i);
     if (f & OUT)
         add_gamma(c, "gamma_out", &p->gamma_out, i);
-    if (f & DOM)
-        dfcl_case_add_domains(c, &p->dom, cases[i].B, DOMAINS, (uint64_t)p->T * N);
+    if (f & DOM) {
+        struct dfcl_case_tensor *t = dfcl_case_add(c, "dom", &p->dom, DFCL_I32, (uint64_t)cases[i].B, DFCL_IN);
+        t->fill = DFCL_FILL_INT;
+        t->b = DOMAINS - 1;
+    }
 }
 
 /* Products to 1e-6, sums over up to 800 rows to 3e-6. */

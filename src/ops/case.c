@@ -49,15 +49,6 @@ dfcl_status dfcl_case_make(struct dfcl_case *c, const struct dfcl_op *op, int in
     return DFCL_OK;
 }
 
-void dfcl_case_add_domains(struct dfcl_case *c, const void *ref_in_params, int samples, int domains, uint64_t sample_values) {
-    struct dfcl_case_tensor *t = dfcl_case_add(c, "dom", ref_in_params, DFCL_I32, (uint64_t)samples, DFCL_IN);
-    t->fill = DFCL_FILL_INT;
-    t->a = 0;
-    t->b = domains - 1;
-    c->domain_index = c->tensor_count;
-    c->sample_values = sample_values;
-}
-
 void *dfcl_case_data(struct dfcl_case *c, size_t size) {
     void *p = c->owned_count < (int)DFCL_COUNT(c->owned) ? calloc(1, size ? size : 1) : NULL;
     if (!p) {

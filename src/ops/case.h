@@ -41,8 +41,6 @@ struct dfcl_case {
     int tensor_count;
     void *owned[8];
     int owned_count;
-    int domain_index;      /* which tensor the samples' domains are, counted from 1; 0: the op has none */
-    uint64_t sample_values; /* with it: values of each output that belong to a sample, in order; the last sample may have fewer */
     uint64_t seed;   /* chosen by the harness; a generator may draw odd sizes from it */
     bool broken;     /* a generator ran out of room or memory */
 };
@@ -55,9 +53,6 @@ struct dfcl_case_tensor *dfcl_case_add(struct dfcl_case *c, const char *name, co
                                        uint64_t count, enum dfcl_case_use use);
 /* Lets a second ref of the parameters name the same memory as `t`. */
 void dfcl_case_also(struct dfcl_case *c, struct dfcl_case_tensor *t, const void *ref_in_params);
-/* Adds the domain of each sample, i32 in [0, domains). The harness then also runs the case with all samples of one domain, for each of them: a sample must
- * get the bits that it has in mixed company. All outputs must be [samples * rows, N] with sample_values = rows * N. */
-void dfcl_case_add_domains(struct dfcl_case *c, const void *ref_in_params, int samples, int domains, uint64_t sample_values);
 /* Memory that lives as long as the case; NULL sets c->broken. */
 void *dfcl_case_data(struct dfcl_case *c, size_t size);
 void dfcl_case_finish(struct dfcl_case *c);
@@ -71,7 +66,7 @@ struct dfcl_case_result {
 dfcl_status dfcl_case_fill(const dfcl_context *ctx, const struct dfcl_case_tensor *t, int number, uint64_t seed, void *out,
                            dfcl_error *err);
 /* Runs `variant` on dev, twice, against the reference on `host`. DFCL_OK and worst <= 1: passed. worst is infinite when the two runs differ by
- * a bit, a sample's bits depend on the domains of others, a byte outside the outputs changed, a NaN came or went, or a poisoned value was left where the reference writes (or the reverse). */
+ * a bit, a byte outside the outputs changed, a NaN came or went, or a poisoned value was left where the reference writes (or the reverse). */
 dfcl_status dfcl_case_check(struct dfcl_case *c, struct dfcl_device *dev, const struct dfcl_variant *variant,
                             struct dfcl_device *host, struct dfcl_case_result *out, dfcl_error *err);
 /* Seconds per launch to seconds[0..repeat): `repeat` timings of enough launches to last `min_seconds` in all. */

@@ -310,50 +310,6 @@ static dfcl_status run_again(struct run *r, const struct dfcl_case *c, const str
     return s;
 }
 
-/* True when the samples of domain d have the same bits in a tensor as before. */
-static bool same_samples(const struct dfcl_case *c, const struct dfcl_case_tensor *t, const int32_t *dom, int32_t d, const unsigned char *mixed,
-                         const unsigned char *pure, struct dfcl_case_result *out) {
-    size_t size = dfcl_dtype_size(t->dtype);
-    for (uint64_t e = 0; e < t->count; e++)
-        if (dom[e / c->sample_values] == d && memcmp(mixed + e * size, pure + e * size, size)) {
-            damaged(out, c, "%s[%llu]: %.9g among samples of other domains, %.9g among samples of its own", t->name, (unsigned long long)e,
-                    value_of(t->dtype, mixed, e), value_of(t->dtype, pure, e));
-            return false;
-        }
-    return true;
-}
-
-/* Again with all samples of one domain, for each: what is left of the first runs (`back`) is compared, and overwritten. */
-static dfcl_status run_each_domain(struct run *r, const struct dfcl_case *c, const struct dfcl_variant *v, struct dfcl_case_result *out,
-                                   dfcl_error *err) {
-    const struct dfcl_case_tensor *domains = &c->tensors[c->domain_index - 1];
-    struct placed *p = &r->t[c->domain_index - 1];
-    unsigned char *mixed[DFCL_CASE_MAX_TENSORS] = {0};
-    int32_t *dom = dfcl_calloc(r->dev->ctx, (size_t)domains->count, sizeof *dom, err);
-    dfcl_status s = dom ? DFCL_OK : DFCL_NOMEM;
-    if (dom)
-        memcpy(dom, p->image + p->off, (size_t)p->bytes);
-    for (int i = 0; i < r->count && !s; i++) {
-        if (!(mixed[i] = dfcl_calloc(r->dev->ctx, (size_t)r->t[i].bytes + 1, 1, err)))
-            s = DFCL_NOMEM;
-        else
-            memcpy(mixed[i], r->t[i].back + r->t[i].off, (size_t)r->t[i].bytes);
-    }
-    for (int32_t d = (int32_t)domains->a; d <= (int32_t)domains->b && !s && !isinf(out->worst); d++) {
-        for (uint64_t i = 0; i < domains->count; i++)
-            memcpy(p->image + p->off + 4 * i, &d, 4);
-        if ((s = run_write(r, err)) || (s = run_launch(r, c->op, v, err)) || (s = run_read(r, err)))
-            break;
-        for (int i = 0; i < r->count; i++)
-            if (c->tensors[i].use != DFCL_IN && !same_samples(c, &c->tensors[i], dom, d, mixed[i], r->t[i].back + r->t[i].off, out))
-                break;
-    }
-    for (int i = 0; i < r->count; i++)
-        dfcl_free(r->dev->ctx, mixed[i]);
-    dfcl_free(r->dev->ctx, dom);
-    return s;
-}
-
 dfcl_status dfcl_case_check(struct dfcl_case *c, struct dfcl_device *dev, const struct dfcl_variant *variant,
                             struct dfcl_device *host, struct dfcl_case_result *out, dfcl_error *err) {
     const struct dfcl_variant *ref = &c->op->variants[c->op->variant_count - 1];
@@ -386,8 +342,6 @@ dfcl_status dfcl_case_check(struct dfcl_case *c, struct dfcl_device *dev, const 
         intact(&got->scratch, false, "scratch", c, out);
     if (!s && !isinf(out->worst))
         s = run_again(got, c, variant, out, err);
-    if (!s && !isinf(out->worst) && c->domain_index && c->tensors[c->domain_index - 1].b > 0)
-        s = run_each_domain(got, c, variant, out, err);
     if (got)
         run_finish(got);
     if (want)

@@ -219,8 +219,12 @@ static void make_case(struct dfcl_case *c, int index) {
         add_vec(c, "gamma", &p->gamma, domains, N, 1.0, 0.3);
     if (f & GAMMA_RES)
         add_vec(c, "gamma_res", &p->gamma_res, domains, N, 1.0, 0.3);
-    if (domains)
-        dfcl_case_add_domains(c, &p->dom, samples, domains, (uint64_t)T * (uint64_t)N);
+    if (domains) {
+        struct dfcl_case_tensor *t = dfcl_case_add(c, "dom", &p->dom, DFCL_I32, (uint64_t)samples, DFCL_IN);
+        t->fill = DFCL_FILL_INT;
+        t->a = 0;
+        t->b = domains - 1;
+    }
     if (f & GATE) {
         p->gate_stride = 6 * N;
         dfcl_case_add(c, "gate", &p->gate, DFCL_F32, (uint64_t)samples * 6 * (uint64_t)N, DFCL_IN);

@@ -8,7 +8,6 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -25,33 +24,12 @@ char *dfcl_run_dir_path(const struct dfcl_run_dir *run, const char *name, dfcl_e
     return dfcl_sprintf(run->ctx, err, "%s/%s", run->path, name);
 }
 
-/* True when the file held open is the one at `path`: an owner that gave up may have removed it between open and lock. */
-static bool same_file(int fd, const char *path) {
-    struct stat a, b;
-    return fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-}
-
 static dfcl_status take_lock(struct dfcl_run_dir *run, dfcl_error *err) {
     char *path = dfcl_run_dir_path(run, LOCK_NAME, err);
-    if (!path)
-        return DFCL_NOMEM;
-    dfcl_status s = DFCL_OK;
-    for (;;) {
-        run->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-        if (run->lock_fd < 0)
-            s = dfcl_fail_errno(err, path, "cannot create");
-        else if (flock(run->lock_fd, LOCK_EX | LOCK_NB) != 0)
-            s = errno == EWOULDBLOCK ? dfcl_fail(err, DFCL_ERROR, "%s: another process is training in this folder", run->path)
-                                     : dfcl_fail_errno(err, path, "cannot lock");
-        if (s || same_file(run->lock_fd, path))
-            break;
-        close(run->lock_fd);
-    }
+    dfcl_status s = path ? dfcl_lock_take(path, &run->lock_fd, err) : DFCL_NOMEM;
+    if (s == DFCL_ERROR)
+        s = dfcl_fail(err, DFCL_ERROR, "%s: another process is training in this folder", run->path);
     dfcl_free(run->ctx, path);
-    if (s && run->lock_fd >= 0) {
-        close(run->lock_fd);
-        run->lock_fd = -1;
-    }
     return s;
 }
 

@@ -65,7 +65,7 @@ static dfcl_status open_data(dfcl_trainer *t, dfcl_error *err) {
         return s;
     struct dfcl_dataset_options o = {.path = t->cfg.p.data, .channels = base->cfg.channels, .side = base->cfg.input,
                                      .flip = t->cfg.p.flip != 0, .random_crop = t->cfg.random_crop, .alpha = t->cfg.alpha,
-                                     .skip_bad = t->cfg.p.skip_bad != 0, .val_fraction = t->cfg.p.val_fraction, .seed = t->cfg.p.seed, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
+                                     .skip_bad = t->cfg.p.skip_bad != 0, .val_fraction = t->cfg.p.val_fraction, .seed = t->cfg.p.seed, .batch = t->cfg.p.batch, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
     dfcl_base_close(&base);
     return dfcl_dataset_open(&t->data, t->ctx, &o, err);
 }

@@ -439,6 +439,67 @@ def test_skip_bad():
     same_file(path("k-crop/delta-live.safetensors"), path("k-whole/delta-live.safetensors"))
 
 
+def make_cache(name, classes=("cat", "dog"), n=3, channels=2, side=4, **change):
+    """A cache of latents as docs/formats.md has it, in two shards."""
+    settings = {"vae": "5a" * 32, "scale": 0.5, "shift": 0, "size": 8 * side, "channels": channels, "side": side, "crop": "center", "alpha": "white", "flip": True,
+                "dtype": "F32", **change}
+    moments = ("mean", "logvar", "mean_flip", "logvar_flip")[:4 if settings["flip"] else 2]
+    rows = [(f"{c}/{i}.png", k) for i in range(n) for k, c in enumerate(classes)]
+    shards = []
+    os.makedirs(path(name), exist_ok=True)
+    for number, part in enumerate((rows[:2], rows[2:])):
+        blobs, head, at = [], {}, 0
+        shape = [len(part), channels, side, side]
+        count = len(part) * channels * side * side
+        for key, kind, dims, data in (("stat", "I64", [len(part), 2], struct.pack(f"<{2 * len(part)}q", *range(2 * len(part)))),
+                                      *((k, "F32", shape, struct.pack(f"<{count}f", *(((7 * i + 31 * j) % 40) / 20 - 1 - 3 * (j % 2) for i in range(count))))
+                                        for j, k in enumerate(moments)),
+                                      ("sha256", "U8", [len(part), 32], bytes(range(32)) * len(part))):
+            head[key] = {"dtype": kind, "shape": dims, "data_offsets": [at, at + len(data)]}
+            at += len(data)
+            blobs.append(data)
+        head["__metadata__"] = {"format": "difffit-cl latents 1", "settings": json.dumps(settings), "files": json.dumps([f for f, _ in part])}
+        text = json.dumps(head).encode()
+        file = f"shard-{number:06d}.safetensors"
+        with open(os.path.join(path(name), file), "wb") as f:
+            f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+        shards.append({"file": file, "labels": [k for _, k in part]})
+    with open(os.path.join(path(name), "index.json"), "w") as f:
+        json.dump({"format": "difffit-cl latents 1", "settings": settings, "source": "pictures", "skipped": 1, "classes": classes, "shards": shards}, f)
+    return path(name)
+
+
+def test_latent_cache():
+    cache = make_cache("cached")
+    d = json.loads(run("info", cache, "--json")[0])
+    assert d["kind"] == "cached latents" and d["samples"] == 6 and d["skipped"] == 1 and d["vae"] == "5a" * 32 and d["flip"] is True and d["shards"] == 2, d
+    assert d["classes"] == [{"name": "cat", "samples": 3}, {"name": "dog", "samples": 3}], d
+    base = make_base("cbase.safetensors", input=4, channels=2)
+    small_train("c-whole", base, cache, "--flip", steps=6)
+    small_train("c-cut", base, cache, "--flip", "--checkpoint-every", 3, steps=3)
+    small_train("c-cut", base, cache, "--flip", "--checkpoint-every", 3, "--resume", "auto", steps=6)
+    same_file(path("c-whole/delta.safetensors"), path("c-cut/delta.safetensors"))
+    whole = [json.loads(x)["loss"] for x in open(path("c-whole/metrics.jsonl"))]
+    # the noise is the seed's
+    small_train("c-seed", base, cache, "--flip", "--seed", 1, steps=6)
+    assert whole != [json.loads(x)["loss"] for x in open(path("c-seed/metrics.jsonl"))]
+    # another cache, another run
+    with open(os.path.join(cache, "index.json")) as f:
+        index = json.load(f)
+    index["shards"][1]["labels"][0] = -1
+    with open(os.path.join(cache, "index.json"), "w") as f:
+        json.dump(index, f)
+    fails(2, "train", "--device", "host", "--model", base, "--data", cache, "--out", path("c-cut"), "--steps", 9, "--batch", 4, "--lr", "1e-3", "--log-every", 1,
+          "--flip", "--checkpoint-every", 3, "--resume", "auto", says="data")
+    small = make_base("csmall.safetensors", input=8, channels=2)
+    fails(6, "train", "--device", "host", "--model", small, "--data", cache, "--out", path("c-no"), says=["2 x 8 x 8", "2 x 4 x 4"])
+    flat = make_cache("flatcache", flip=False)
+    fails(2, "train", "--device", "host", "--model", base, "--data", flat, "--flip", "--out", path("c-no"), says="mirrored")
+    os.remove(os.path.join(cache, "index.json"))
+    open(os.path.join(cache, "latents.lock"), "w").close()
+    fails(6, "train", "--device", "host", "--model", base, "--data", cache, "--out", path("c-no"), says="not finished")
+
+
 def test_interrupt():
     """SIGINT and SIGTERM save and have codes of their own; the run then goes on as if nothing had happened."""
     base, images = make_base("ibase.safetensors"), make_images("iimages")

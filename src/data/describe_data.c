@@ -1,10 +1,10 @@
-/* What `info` says of a folder of pictures: every file is read as training would read it. */
+/* What `info` says of data: a folder of pictures, every file of which is read as training would read it, and a cache of latents. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/parallel.h"
 #include "data/describe.h"
-#include "formats/image.h"
+#include "data/latents.h"
 
 #define MOST_NAMED 100 /* bad files that are listed */
 
@@ -97,4 +97,48 @@ dfcl_status dfcl_describe_pictures(const dfcl_context *ctx, const struct dfcl_sc
     dfcl_free(ctx, shorter);
     dfcl_free(ctx, longer);
     return s;
+}
+
+/* ---- cached latents ---- */
+
+static void add_settings(const dfcl_context *ctx, const struct dfcl_latents_settings *st, cJSON *o) {
+    struct dfcl_text t = {.ctx = ctx};
+    dfcl_latents_settings_text(&t, st);
+    cJSON *settings = t.failed ? NULL : cJSON_Parse(t.s), *item;
+    dfcl_text_finish(&t);
+    while ((item = settings ? cJSON_DetachItemFromArray(settings, 0) : NULL) != NULL)
+        cJSON_AddItemToObject(o, item->string, item);
+    cJSON_Delete(settings);
+}
+
+dfcl_status dfcl_describe_latents(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
+    struct dfcl_latents *l;
+    dfcl_status s = dfcl_latents_open(&l, ctx, path, err);
+    if (s)
+        return s;
+    const struct dfcl_latents_view v = dfcl_latents_get(l);
+    size_t *counts = dfcl_calloc(ctx, v.classes->count, sizeof *counts, err);
+    if (!counts) {
+        dfcl_latents_close(&l);
+        return DFCL_NOMEM;
+    }
+    cJSON_AddStringToObject(o, "kind", "cached latents");
+    cJSON_AddNumberToObject(o, "samples", (double)v.count);
+    cJSON_AddNumberToObject(o, "skipped", (double)v.skipped);
+    add_settings(ctx, &v.settings, o);
+    cJSON_AddNumberToObject(o, "shards", (double)v.shards);
+    cJSON_AddNumberToObject(o, "bytes", (double)v.bytes);
+    cJSON_AddStringToObject(o, "fingerprint", v.fingerprint);
+    for (size_t i = 0; i < v.count; i++)
+        counts[v.items[i].label]++;
+    cJSON *a = cJSON_AddArrayToObject(o, "classes");
+    for (size_t i = 0; a && i < v.classes->count; i++) {
+        cJSON *c = cJSON_CreateObject();
+        cJSON_AddItemToArray(a, c);
+        cJSON_AddStringToObject(c, "name", v.classes->names[i]);
+        cJSON_AddNumberToObject(c, "samples", (double)counts[i]);
+    }
+    dfcl_free(ctx, counts);
+    dfcl_latents_close(&l);
+    return DFCL_OK;
 }
