@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/philox.h"
 #include "base/clock.h"
@@ -13,6 +12,7 @@
 #include "methods/delta.h"
 #include "train/checkpoint.h"
 #include "train/config.h"
+#include "train/losses.h"
 #include "train/preview.h"
 #include "train/run_dir.h"
 #include "train/step.h"
@@ -20,8 +20,6 @@
 #include "train/validate.h"
 
 #include <difffit-cl/train.h>
-
-#define LEAST_RECENT 20 /* losses that a z-score is taken from, at least */
 
 struct dfcl_trainer {
     const dfcl_context *ctx;
@@ -47,12 +45,6 @@ struct dfcl_trainer {
     double began, line_time, paused; /* paused: validating, saving and drawing, which are not training */
     int64_t line_step;
 };
-
-static double wall(void) {
-    struct timespec ts;
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
-}
 
 /* ---- opening ---- */
 
@@ -318,82 +310,14 @@ static dfcl_status note_skipped(dfcl_trainer *t, const struct dfcl_step_batch *b
                      "clipping may help", t->state.streak, where, last);
 }
 
-/* Standard deviations above the mean of the recent losses; NAN where there are too few, or all are the same. */
-static double z_score(const struct dfcl_train_state *st, double loss) {
-    int n = (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
-    double mean = 0.0, var = 0.0;
-    if (n < LEAST_RECENT)
-        return NAN;
-    for (int i = 0; i < n; i++)
-        mean += st->recent[i] / n;
-    for (int i = 0; i < n; i++)
-        var += (st->recent[i] - mean) * (st->recent[i] - mean) / (n - 1);
-    return var > 0.0 ? (loss - mean) / sqrt(var) : NAN;
-}
-
-static void note_losses(struct dfcl_train_state *st, const struct dfcl_step_result *r, double spike_z) {
-    double z = z_score(st, r->loss);
-    if (!(st->line_z >= z)) /* also when there is none yet */
-        st->line_z = z;
-    if (spike_z > 0.0 && z > spike_z) {
-        st->spikes++;
-        st->spike_step = st->step;
-        st->spike_z = z;
-    }
-    st->streak = 0;
-    st->sum_steps++;
-    st->sum_loss += r->loss;
-    st->sum_mse += r->mse;
-    st->sum_vb += r->vb;
-    st->recent[st->recent_count++ % DFCL_RECENT] = r->loss;
-}
-
-static double recent_mean(const struct dfcl_train_state *st) {
-    int n = (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
-    double sum = 0.0;
-    for (int i = 0; i < n; i++)
-        sum += st->recent[i];
-    return n ? sum / n : NAN;
-}
-
-/* One line: means over the steps since the last line. */
 static dfcl_status write_line(dfcl_trainer *t, const struct dfcl_step_result *r, double lr, dfcl_error *err) {
-    struct dfcl_train_state *st = &t->state;
-    double n = (double)st->sum_steps, at = wall(), spent = dfcl_now() - t->line_time;
-    double loss = st->sum_loss / n, mse = st->sum_mse / n, vb = st->sum_vb / n; /* NaN when all were skipped: null in JSON */
-    double speed = spent > 0.0 ? (double)(st->step - t->line_step) * t->cfg.p.batch / spent : 0.0;
-    cJSON *o = cJSON_CreateObject();
-    cJSON_AddNumberToObject(o, "step", (double)st->step);
-    cJSON_AddNumberToObject(o, "loss", loss);
-    cJSON_AddNumberToObject(o, "mse", mse);
-    cJSON_AddNumberToObject(o, "vb", vb);
-    cJSON_AddNumberToObject(o, "grad_norm", r->grad_norm);
-    cJSON_AddNumberToObject(o, "lr", lr);
-    cJSON_AddNumberToObject(o, "skipped", (double)st->skipped);
-    cJSON_AddNumberToObject(o, "z", st->line_z);
-    cJSON_AddNumberToObject(o, "spikes", (double)st->spikes);
-    bool val = t->val_step == st->step;
-    if (val) {
-        cJSON_AddNumberToObject(o, "val_loss", t->val.loss);
-        cJSON_AddNumberToObject(o, "val_loss_se", t->val.loss_se);
-    }
-    cJSON_AddNumberToObject(o, "images_per_second", speed);
-    cJSON_AddNumberToObject(o, "time", at);
-    dfcl_status s = o ? dfcl_run_dir_metrics(&t->run, o, err) : dfcl_fail(err, DFCL_NOMEM, "out of host memory for metrics.jsonl");
-    cJSON_Delete(o);
-    const struct {
-        const char *tag;
-        double v;
-    } tags[] = {{"train/loss", loss}, {"train/mse", mse}, {"train/vb", vb}, {"train/grad_norm", r->grad_norm}, {"train/lr", lr}, {"val/loss", t->val.loss}};
-    for (size_t i = 0; !s && i < DFCL_COUNT(tags) - !val; i++)
-        s = dfcl_events_scalar(&t->run.events, tags[i].tag, at, st->step, (float)tags[i].v, err);
-    if (!s)
-        s = dfcl_events_flush(&t->run.events, err);
-    st->sum_steps = 0;
-    st->sum_loss = st->sum_mse = st->sum_vb = 0.0;
-    st->line_z = NAN;
+    double spent = dfcl_now() - t->line_time;
+    struct dfcl_line line = {.last = r, .lr = lr, .val = t->val_step == t->state.step ? &t->val : NULL};
+    if (spent > 0.0)
+        line.images_per_second = (double)(t->state.step - t->line_step) * t->cfg.p.batch / spent;
+    dfcl_status s = dfcl_losses_write(&t->state, &line, &t->run, err);
     t->line_time = dfcl_now();
-    t->line_step = st->step;
+    t->line_step = t->state.step;
     return s;
 }
 
@@ -493,7 +417,7 @@ static void show_state(const dfcl_trainer *t, struct dfcl_train_progress *g) {
 dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progress, int *done, dfcl_error *err) {
     const struct dfcl_train_params *p = &t->cfg.p;
     struct dfcl_train_state *st = &t->state;
-    struct dfcl_train_progress g = {.step = st->step, .steps = p->steps, .loss_mean = recent_mean(st)};
+    struct dfcl_train_progress g = {.step = st->step, .steps = p->steps, .loss_mean = dfcl_losses_recent(st)};
     *done = st->step >= p->steps;
     show_state(t, &g);
     if (*done) {
@@ -517,7 +441,7 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     int skipped = st->streak;
     st->step++;
     if (r.finite)
-        note_losses(st, &r, p->spike_z);
+        dfcl_losses_note(st, &r, p->spike_z);
     else
         s = note_skipped(t, &b, &r, err);
     *done = st->step >= p->steps;
@@ -527,7 +451,7 @@ dfcl_status dfcl_trainer_step(dfcl_trainer *t, struct dfcl_train_progress *progr
     g.loss = r.loss;
     g.mse = r.mse;
     g.vb = r.vb;
-    g.loss_mean = recent_mean(st);
+    g.loss_mean = dfcl_losses_recent(st);
     g.grad_norm = r.grad_norm;
     g.lr = lr;
     show_state(t, &g);
@@ -557,7 +481,7 @@ static char *summary_json(const dfcl_trainer *t, const char *values, dfcl_error 
     cJSON_AddNumberToObject(o, "label_dropout", p->label_dropout);
     cJSON_AddStringToObject(o, "seed", seed);
     cJSON_AddNumberToObject(o, "samples", (double)dfcl_dataset_count(t->data));
-    cJSON_AddNumberToObject(o, "loss", recent_mean(&t->state));
+    cJSON_AddNumberToObject(o, "loss", dfcl_losses_recent(&t->state));
     if (t->state.best_step == t->state.step)
         cJSON_AddNumberToObject(o, "val_loss", t->state.best_loss);
     char *text = cJSON_PrintUnformatted(o), *out = NULL;
