@@ -2,7 +2,7 @@
 """docs_check.py PATH/TO/difffit-cl: what the documents say must exist.
 
 Relative links point at files; files named in `code` with a folder exist (NAME stands for any); every option of a quoted
-`difffit-cl COMMAND` line is in that command's help; every command answers --help and is named in README.
+`difffit-cl COMMAND` line is in that command's help; every command answers --help and is named in README; every public function has a comment in its header.
 """
 import os
 import re
@@ -44,6 +44,11 @@ readme = open(os.path.join(root, "README.md"), encoding="utf-8").read()
 for c in commands:
     if not re.search(rf"\b{c}\b", readme):
         bad.append(f"README.md does not name the command {c}")
+headers = sorted(os.path.join(root, "include/difffit-cl", f) for f in os.listdir(os.path.join(root, "include/difffit-cl")) if f.endswith(".h"))
+p = subprocess.run([sys.executable, os.path.join(root, "tools/make_api.py"), "--check", *headers], capture_output=True, text=True)
+bad += (p.stdout + p.stderr).strip().splitlines()
+if p.returncode and not bad:
+    bad.append(f"tools/make_api.py --check ended with {p.returncode}")
 for line in bad:
     print(line)
 print(f"{len(documents)} documents, {len(commands)} commands: {len(bad)} findings")

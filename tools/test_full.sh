@@ -55,6 +55,5 @@ if step "thread-sanitized build" make_build clang "$work/tsan" --buildtype=debug
     TSAN_OPTIONS=halt_on_error=1 suite "$work/tsan" --timeout-multiplier 8 dataset trainer-host contexts
 fi
 
-stage "installed library, documents"
-step "headers alone, install, pkg-config" bash "$root/tests/install_check.sh" "$work/gcc" "$work/installed" || true
+stage "documents"
 step "documents agree with the program" python3 "$root/tests/docs_check.py" "$cli" || true

@@ -101,6 +101,7 @@ struct dfcl_bench_info {
     int variant_count;       /* of matrix products and attention; sampling: known after the first run */
     struct dfcl_bench_variant variants[8];
 };
+/* What is known so far: shape, memory and flops from the start, the rest as its members say. */
 DFCL_API dfcl_status dfcl_bench_get_info(dfcl_bench *bench, struct dfcl_bench_info *info, dfcl_error *err);
 
 /* Runs each check case of every op against the host reference. *failed counts; lines name each failure. */
