@@ -3,6 +3,7 @@
  *   KIND 0  forward  C[m,n] = sum_k x[m,k]  W[n,k]    then the epilogue of linear_fwd (ops.h)
  *   KIND 1  dx       C[m,k] = sum_n dy[m,n] W[n,k]    times act'(pre), written or added
  *   KIND 2  dw       C[n,k] = sum_m dy[m,n] x[m,k]    added, or stored as a slice of the sum
+ *   KIND 3  conv2d   C[m,n] = sum_k x[place(m,k)] W[n,k]   k = (ky, kx, c): the rows of A are read where the taps lie
  *
  * A group of 16 x 16 items computes a 64 x 64 tile of C. Each step of 16 along the sum brings 64 x 16 of A and of B through local memory; an
  * item keeps 4 x 4 sums, four neighbouring rows and four neighbouring columns. Edges are read as 0 and not written.
@@ -213,5 +214,71 @@ linear_dw(const GLOBAL float *dy, dfcl_i64 dy_off, const GLOBAL float *x, dfcl_i
                     part[part_off + (dfcl_i64)slice * N * K + at] = c[i][j];
             }
         }
+}
+#endif
+
+#if KIND == 3
+DFCL_KERNEL(256, 1, 1)
+conv2d(const GLOBAL float *x, dfcl_i64 x_off, const GLOBAL WT *w, dfcl_i64 w_off, const GLOBAL float *bias, dfcl_i64 bias_off,
+       const GLOBAL float *res, dfcl_i64 res_off, GLOBAL float *out, dfcl_i64 out_off, int H, int W, int C, int Ho, int Wo, int N, int kh,
+       int kw, int stride, int top, int left, int step, int oy, int ox, int has_bias, int has_res) {
+    LOCAL_ARRAY float la[STEP * PITCH];
+    LOCAL_ARRAY float lb[STEP * PITCH];
+    int lid = LID(0), tx = lid % 16, ty = lid / 16;
+    int M = Ho * Wo, K = kh * kw * C, tiles_n = (N + TILE - 1) / TILE;
+    int m0 = GRP(0) / tiles_n * TILE, n0 = GRP(0) % tiles_n * TILE;
+    x += x_off;
+    w += w_off;
+    int row[4], col[4]; /* of the first tap of an item's four rows of A */
+    float c[4][4];
+    DFCL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        int m = m0 + ty + 16 * i;
+        row[i] = m < M ? m / Wo * stride - top : -(1 << 28);
+        col[i] = m % Wo * stride - left;
+        DFCL_UNROLL
+        for (int j = 0; j < 4; ++j)
+            c[i][j] = 0.0f;
+    }
+    int ky = 0, kx = 0, ch = tx; /* of k = k0 + tx */
+    for (int k0 = 0; k0 < K; k0 += STEP) {
+        while (ch >= C) {
+            ch -= C;
+            if (++kx == kw) {
+                kx = 0;
+                ++ky;
+            }
+        }
+        DFCL_UNROLL
+        for (int r = 0; r < 4; ++r) { /* neighbours read along k */
+            int k = k0 + tx, n = n0 + ty + 16 * r, y = row[r] + ky, z = col[r] + kx;
+            la[tx * PITCH + ty + 16 * r] =
+                k < K && y >= 0 && y < H && z >= 0 && z < W ? x[((dfcl_i64)y * W + z) * C + ch] : 0.0f;
+            lb[tx * PITCH + ty + 16 * r] = k < K && n < N ? weight_at(w, n, k, K) : 0.0f;
+        }
+        ch += STEP;
+        BARRIER();
+        multiply(la, lb, ty, tx, c);
+        BARRIER();
+    }
+    DFCL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        int m = m0 + 4 * ty + i;
+        if (m >= M)
+            break;
+        dfcl_i64 at = ((dfcl_i64)(m / Wo * step + oy) * (Wo * step) + m % Wo * step + ox) * N;
+        DFCL_UNROLL
+        for (int j = 0; j < 4; ++j) {
+            int n = n0 + 4 * tx + j;
+            if (n >= N)
+                break;
+            float v = c[i][j];
+            if (has_bias)
+                v += bias[bias_off + n];
+            if (has_res)
+                v += res[res_off + at + n];
+            out[out_off + at + n] = v;
+        }
+    }
 }
 #endif

@@ -148,6 +148,41 @@ struct dfcl_branch_bwd {
     int64_t dgate_stride;
 };
 
+/* Convolution of one image in NHWC. Position (i, j) of Ho x Wo and output feature n:
+ *   v = bias[n] + sum over ky < kh, kx < kw, c < C of x[i*stride + ky - top][j*stride + kx - left][c] * W[n][(ky*kw + kx)*C + c],
+ * where places outside of x [H,W,C] count as 0; top and left may be negative. v goes to row m = (i*step + oy) * (Wo*step) + j*step + ox of
+ * out [Ho*step*Wo*step, N], plus the same row of res if present; res may be out. step 1: m = i*Wo + j.
+ * Four calls of 2x2 taps with step 2 are nearest upsampling and a 3x3 convolution (models/vae_load.c sums the taps that meet the same pixel). */
+struct dfcl_conv2d {
+    struct dfcl_op_head head;
+    int H, W, C, Ho, Wo;
+    int kh, kw, stride, top, left;
+    int step, oy, ox;
+    struct dfcl_weight w;
+    struct dfcl_ref x, bias, res, out;
+};
+/* Per part of `rows` rows (the last may be shorter) and column of x [M,N]: mean and sum of squared deviations from it.
+ * stats [ceil(M/rows), 2, N]. */
+struct dfcl_column_stats {
+    struct dfcl_op_head head;
+    int M, N, rows;
+    struct dfcl_ref x, stats;
+};
+/* y = act((x - mean[n]) * mul[n] + add[n]), x and y [M,N], may be the same; coef [3,N] = mean, mul, add. GroupNorm with given statistics. */
+struct dfcl_norm_act {
+    struct dfcl_op_head head;
+    int M, N;
+    enum dfcl_act act;
+    struct dfcl_ref x, coef, y;
+};
+/* y[m] = softmax(scale * x[m]) over rows of x [M,N]; y may be x. */
+struct dfcl_softmax {
+    struct dfcl_op_head head;
+    int M, N;
+    float scale;
+    struct dfcl_ref x, y;
+};
+
 /* img [B,C,S,S] -> cols [B*n*n, C*p*p] ordered (channel, dy, dx), n = S/p: rows of the patch embedding's convolution. */
 struct dfcl_patchify {
     struct dfcl_op_head head;
@@ -305,6 +340,7 @@ struct dfcl_op {
 extern const struct dfcl_op dfcl_op_linear_fwd, dfcl_op_linear_dx, dfcl_op_linear_dw, dfcl_op_pack, dfcl_op_colsum;
 extern const struct dfcl_op dfcl_op_attn_fwd, dfcl_op_attn_bwd;
 extern const struct dfcl_op dfcl_op_ln_mod, dfcl_op_ln_mod_bwd, dfcl_op_act_fwd, dfcl_op_act_bwd;
+extern const struct dfcl_op dfcl_op_conv2d, dfcl_op_column_stats, dfcl_op_norm_act, dfcl_op_softmax;
 extern const struct dfcl_op dfcl_op_gated_residual, dfcl_op_branch_bwd;
 extern const struct dfcl_op dfcl_op_patchify, dfcl_op_unpatchify, dfcl_op_timestep_embed;
 extern const struct dfcl_op dfcl_op_class_embed, dfcl_op_class_embed_bwd, dfcl_op_gather_rows;
