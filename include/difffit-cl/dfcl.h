@@ -7,6 +7,7 @@
 #include <difffit-cl/model.h>
 #include <difffit-cl/sample.h>
 #include <difffit-cl/train.h>
+#include <difffit-cl/vae.h>
 #include <difffit-cl/verify.h>
 
 #endif

@@ -93,14 +93,15 @@ static bool cpu_supports(const struct dfcl_device *dev, const void *params) {
     const struct dfcl_conv2d *p = params;
     return dfcl_supports_cpu(dev, params) && p->w.packed.mem && p->w.dtype == DFCL_F32;
 }
-/* A run of zeros for the taps outside of the image. */
+/* Zeros for a row of taps outside of the image. */
 static uint64_t cpu_scratch(const struct dfcl_device *dev, const void *params) {
-    return 4 * (uint64_t)((const struct dfcl_conv2d *)params)->C;
+    const struct dfcl_conv2d *p = params;
+    return 4 * (uint64_t)p->kw * (uint64_t)p->C;
 }
 static dfcl_status cpu_launch(struct dfcl_device *dev, const void *params, dfcl_error *err) {
     const struct dfcl_conv2d *p = params;
     dfcl_status s = check(params, err);
-    if (s || (s = dfcl_fill(dev, p->head.scratch, 0, 4 * (uint64_t)p->C, err)) != DFCL_OK)
+    if (s || (s = dfcl_fill(dev, p->head.scratch, 0, cpu_scratch(dev, p), err)) != DFCL_OK)
         return s;
     /* As many positions as share a strip of the weight well, but few enough that every compute unit gets several items. */
     int64_t strips = dfcl_ceil_div(p->w.N, DFCL_PANEL), M = (int64_t)p->Ho * p->Wo;

@@ -77,5 +77,6 @@ dfcl_status dfcl_verify_forward(struct dfcl_golden *g, dfcl_error *err);
 dfcl_status dfcl_verify_tables(struct dfcl_golden *g, dfcl_error *err);
 dfcl_status dfcl_verify_train(struct dfcl_golden *g, dfcl_error *err);
 dfcl_status dfcl_verify_sample(struct dfcl_golden *g, dfcl_error *err);
+dfcl_status dfcl_verify_vae(struct dfcl_golden *g, dfcl_error *err);
 
 #endif

@@ -13,12 +13,12 @@ dfcl_status dfcl_verify(dfcl_device *dev, const char *golden_dir, const char *du
     if (json && !(g.json = cJSON_CreateArray()))
         return dfcl_fail(err, DFCL_NOMEM, "out of memory");
     static dfcl_status (*const parts[])(struct dfcl_golden *g, dfcl_error *err) = {
-        dfcl_verify_tables, dfcl_verify_micro, dfcl_verify_forward, dfcl_verify_train, dfcl_verify_sample,
+        dfcl_verify_tables, dfcl_verify_micro, dfcl_verify_forward, dfcl_verify_train, dfcl_verify_sample, dfcl_verify_vae,
     };
     dfcl_status s = DFCL_OK;
     for (size_t i = 0; i < DFCL_COUNT(parts) && !s; i++)
         s = parts[i](&g, err);
-    static const char *const later[] = {"vae", "adapters"};
+    static const char *const later[] = {"adapters"};
     for (size_t i = 0; i < DFCL_COUNT(later) && !s; i++) {
         char path[4096];
         snprintf(path, sizeof path, "%s/%s", golden_dir, later[i]);
