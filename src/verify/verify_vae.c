@@ -55,7 +55,7 @@ static dfcl_status encode(struct dfcl_golden_file *f, struct dfcl_vae *vae, cons
     char key[128];
     const struct dfcl_tensor_view *v = view(f, picture, "image", key);
     float *x = NULL, *noise = NULL, *mean = NULL;
-    uint64_t n, m;
+    uint64_t n = 0, m = 0;
     const struct dfcl_vae_shape *sh = &vae->shape;
     if (!v || v->ndim != 4 || v->shape[0] != 1 || v->shape[1] != sh->channels || v->shape[2] > 4096 || v->shape[3] > 4096)
         return dfcl_fail(err, DFCL_FORMAT, "%s: expected a tensor %s [1,%d,h,w]", f->st->path, key, sh->channels);
@@ -92,7 +92,7 @@ static dfcl_status decode(struct dfcl_golden_file *f, struct dfcl_vae *vae, cons
     char key[128];
     const struct dfcl_tensor_view *v = view(f, picture, "dec_in", key);
     float *z = NULL, *out = NULL;
-    uint64_t n;
+    uint64_t n = 0;
     const struct dfcl_vae_shape *sh = &vae->shape;
     if (!v || v->ndim != 4 || v->shape[0] != 1 || v->shape[1] != sh->latent_channels || v->shape[2] > 1024 || v->shape[3] > 1024)
         return dfcl_fail(err, DFCL_FORMAT, "%s: expected a tensor %s [1,%d,h,w]", f->st->path, key, sh->latent_channels);
