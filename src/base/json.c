@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 int dfcl_utf8_len(const unsigned char *s, size_t n) {
@@ -58,6 +59,110 @@ static dfcl_status guard(const unsigned char *s, size_t n, struct dfcl_json_limi
     return DFCL_OK;
 }
 
+/* cJSON says no reason when it gives up. A second look tells bad text from memory that ran out: each function steps over what its name says and is
+ * false where the text is at fault, as cJSON sees it (numbers end after 63 bytes). Depth is limited by now. */
+struct cursor {
+    const char *p, *end;
+};
+static bool value(struct cursor *c);
+
+static char peek(struct cursor *c) {
+    while (c->p < c->end && strchr(" \t\n\r", *c->p))
+        c->p++;
+    return c->p < c->end ? *c->p : 0;
+}
+static bool take(struct cursor *c, char ch) {
+    bool there = peek(c) == ch;
+    c->p += there;
+    return there;
+}
+static bool hex4(struct cursor *c, unsigned *out) {
+    char buf[5] = "";
+    if (c->end - c->p < 4)
+        return false;
+    memcpy(buf, c->p, 4);
+    if (strspn(buf, "0123456789abcdefABCDEF") != 4)
+        return false;
+    *out = (unsigned)strtoul(buf, NULL, 16);
+    c->p += 4;
+    return true;
+}
+static bool text(struct cursor *c) {
+    unsigned high, low;
+    if (!take(c, '"'))
+        return false;
+    for (; c->p < c->end && *c->p != '"'; c->p++) {
+        if (*c->p != '\\')
+            continue;
+        if (++c->p == c->end || !strchr("\"\\/bfnrtu", *c->p))
+            return false;
+        if (*c->p != 'u')
+            continue;
+        c->p++;
+        if (!hex4(c, &high) || (high >= 0xdc00 && high <= 0xdfff))
+            return false;
+        if (high >= 0xd800 && high <= 0xdbff) {
+            if (c->end - c->p < 2 || memcmp(c->p, "\\u", 2))
+                return false;
+            c->p += 2;
+            if (!hex4(c, &low) || low < 0xdc00 || low > 0xdfff)
+                return false;
+        }
+        c->p--;
+    }
+    return take(c, '"');
+}
+static size_t digits(struct cursor *c) {
+    const char *from = c->p;
+    while (c->p < c->end && *c->p >= '0' && *c->p <= '9')
+        c->p++;
+    return (size_t)(c->p - from);
+}
+static bool number(struct cursor *c) {
+    const char *from = c->p;
+    c->p += c->p < c->end && *c->p == '-';
+    size_t n = digits(c);
+    if (c->p < c->end && *c->p == '.') {
+        c->p++;
+        n += digits(c);
+    }
+    if (c->p < c->end && (*c->p == 'e' || *c->p == 'E')) {
+        struct cursor e = {c->p + 1, c->end};
+        e.p += e.p < e.end && (*e.p == '-' || *e.p == '+');
+        if (digits(&e))
+            c->p = e.p;
+    }
+    if (n && c->p - from <= 63)
+        return true;
+    c->p = from;
+    return false;
+}
+static bool members(struct cursor *c, bool object) {
+    char close = object ? '}' : ']';
+    c->p++;
+    if (take(c, close))
+        return true;
+    do {
+        if ((object && (!text(c) || !take(c, ':'))) || !value(c))
+            return false;
+    } while (take(c, ','));
+    return take(c, close);
+}
+static bool value(struct cursor *c) {
+    static const char *const words[] = {"null", "true", "false"};
+    char ch = peek(c);
+    if (ch == '{' || ch == '[')
+        return members(c, ch == '{');
+    if (ch == '"')
+        return text(c);
+    for (size_t i = 0; i < DFCL_COUNT(words); i++)
+        if ((size_t)(c->end - c->p) >= strlen(words[i]) && !memcmp(c->p, words[i], strlen(words[i]))) {
+            c->p += strlen(words[i]);
+            return true;
+        }
+    return number(c);
+}
+
 dfcl_status dfcl_json_parse(cJSON **out, const char *data, size_t n, struct dfcl_json_limits limits, const char *what,
                             dfcl_error *err) {
     *out = NULL;
@@ -67,8 +172,9 @@ dfcl_status dfcl_json_parse(cJSON **out, const char *data, size_t n, struct dfcl
     const char *end = NULL;
     cJSON *j = cJSON_ParseWithLengthOpts(data, n, &end, 0);
     if (!j) {
-        size_t at = end >= data && (size_t)(end - data) <= n ? (size_t)(end - data) : 0;
-        return dfcl_fail(err, DFCL_FORMAT, "%s: bad JSON near byte %zu", what, at);
+        struct cursor c = {data, data + n};
+        return value(&c) ? dfcl_fail(err, DFCL_NOMEM, "%s: out of host memory", what)
+                         : dfcl_fail(err, DFCL_FORMAT, "%s: bad JSON near byte %zu", what, (size_t)(c.p - data));
     }
     for (const char *p = end; p < data + n; p++)
         if (*p != ' ' && *p != '\t' && *p != '\n' && *p != '\r') {
