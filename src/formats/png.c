@@ -13,6 +13,7 @@ struct job {
     const char *path;
     dfcl_error *err;
     dfcl_status status;
+    bool no_memory; /* libpng reports that as any other error */
     jmp_buf jump;
     png_structp png;
     png_infop info;
@@ -27,7 +28,8 @@ struct job {
 static void on_error(png_structp png, png_const_charp msg) {
     struct job *j = png_get_error_ptr(png);
     if (!j->status)
-        j->status = dfcl_fail(j->err, DFCL_FORMAT, "%s: bad PNG: %s", j->path, msg);
+        j->status = j->no_memory ? dfcl_fail(j->err, DFCL_NOMEM, "%s: out of host memory", j->path)
+                                 : dfcl_fail(j->err, DFCL_FORMAT, "%s: bad PNG: %s", j->path, msg);
     longjmp(j->jump, 1);
 }
 
@@ -38,7 +40,9 @@ static void on_warning(png_structp png, png_const_charp msg) {
 
 static png_voidp on_malloc(png_structp png, png_alloc_size_t n) {
     struct job *j = png_get_mem_ptr(png);
-    return j->ctx->p.alloc(j->ctx->p.alloc_user, n); /* libpng clears what it wants cleared */
+    png_voidp p = j->ctx->p.alloc(j->ctx->p.alloc_user, n); /* libpng clears what it wants cleared */
+    j->no_memory = j->no_memory || !p;
+    return p;
 }
 
 static void on_free(png_structp png, png_voidp p) {
