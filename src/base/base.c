@@ -195,7 +195,7 @@ void *dfcl_calloc(const dfcl_context *ctx, size_t count, size_t size, dfcl_error
     if (dfcl_mul_size(count, size, &bytes))
         p = ctx->p.alloc(ctx->p.alloc_user, bytes ? bytes : 1);
     if (!p) {
-        dfcl_fail(err, DFCL_NOMEM, "out of host memory: %zu x %zu bytes wanted", count, size);
+        dfcl_fail_native(err, DFCL_NOMEM, ENOMEM, "out of host memory: %zu x %zu bytes wanted", count, size);
         return NULL;
     }
     memset(p, 0, bytes ? bytes : 1);

@@ -38,7 +38,7 @@ void dfcl_error_clear(dfcl_error *err);
 void dfcl_log(const dfcl_context *ctx, enum dfcl_log_level level, const char *fmt, ...) DFCL_PRINTF(3, 4);
 
 /* Host memory, zero-filled, count * size checked for overflow. Zero bytes give a valid pointer. NULL and DFCL_NOMEM in *err on
- * failure. ctx must not be NULL. dfcl_free(ctx, NULL) is fine. */
+ * failure, with ENOMEM as its native code: a plan that does not fit the device has none. ctx must not be NULL. dfcl_free(ctx, NULL) is fine. */
 void *dfcl_calloc(const dfcl_context *ctx, size_t count, size_t size, dfcl_error *err);
 void dfcl_free(const dfcl_context *ctx, void *ptr);
 /* Grows an array to hold `need` items of `size` bytes (doubling); *cap is updated, new items are zero. */

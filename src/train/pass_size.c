@@ -1,5 +1,6 @@
 #include "train/pass_size.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 struct search {
@@ -9,10 +10,13 @@ struct search {
 };
 
 static dfcl_status need_of(const struct search *q, struct dfcl_pass_size size, uint64_t *need, dfcl_error *err) {
-    dfcl_status s = q->price(q->user, size, need, err);
-    if (s == DFCL_NOMEM)
+    dfcl_error why = {0};
+    dfcl_status s = q->price(q->user, size, need, &why);
+    /* The host running out says nothing about this size, and another one would give other sums. */
+    bool large = s == DFCL_NOMEM && why.native != ENOMEM;
+    if (large)
         *need = UINT64_MAX;
-    return s == DFCL_NOMEM ? DFCL_OK : s;
+    return large || !s ? DFCL_OK : dfcl_fail_native(err, s, why.native, "%s", why.msg);
 }
 
 static bool fits(const struct search *q, uint64_t need) {
