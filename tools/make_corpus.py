@@ -723,6 +723,7 @@ def describe_corpus():
     save(t, "tensors", tensors([vec("\u00e9", [2]), vec("../a", [])]))
     save(t, "base", tensors(base_tensors(), {"heads": "2"}))
     save(t, "delta", tensors([vec("blocks.0.gamma1", [8])], {"format": "difffit-cl delta 1", "method": "difffit", "base_hash": "0" * 64, "training": '{"a": [1]}'}))
+    save(t, "base-no-side", tensors([i for i in base_tensors() if i[0] != "pos_embed"]))
     save(t, "other", b"hello")
 
 

@@ -59,6 +59,11 @@ static dfcl_status describe_base(const dfcl_context *ctx, const char *path, cJSO
         heads = false;
         params.heads = 1;
         s = dfcl_base_open(&b, ctx, &params, err);
+        if (s == DFCL_USAGE) { /* nor its side: nothing that could be given here */
+            char why[DFCL_ERROR_MAX];
+            snprintf(why, sizeof why, "%s", err ? err->msg : "");
+            s = dfcl_fail(err, DFCL_FORMAT, "%s", why);
+        }
     }
     if (s)
         return s;

@@ -382,6 +382,7 @@
 {"describe", as_arrays, "arrays-name", DFCL_OK, ""},
 {"describe", as_arrays, "arrays-wrap", DFCL_OK, ""},
 {"describe", as_any, "base", DFCL_OK, ""},
+{"describe", as_any, "base-no-side", DFCL_FORMAT, "the file has no pos_embed and does not say the side of its latents"},
 {"describe", as_any, "delta", DFCL_OK, ""},
 {"describe", as_any, "other", DFCL_FORMAT, "not a safetensors file: 5 bytes, at least 8 expected"},
 {"describe", as_any, "picture", DFCL_OK, ""},
