@@ -199,6 +199,47 @@ bool dfcl_json_int(const cJSON *v, int64_t lo, int64_t hi, int64_t *out) {
     return true;
 }
 
+cJSON *dfcl_json_add(cJSON *to, const char *name, cJSON *item) {
+    if (to && item && cJSON_AddItemToObject(to, name, item))
+        return item;
+    if (to)
+        to->type = cJSON_Invalid;
+    cJSON_Delete(item);
+    return NULL;
+}
+cJSON *dfcl_json_push(cJSON *array, cJSON *item) {
+    if (array && item && cJSON_AddItemToArray(array, item))
+        return item;
+    if (array)
+        array->type = cJSON_Invalid;
+    cJSON_Delete(item);
+    return NULL;
+}
+cJSON *dfcl_json_add_text(cJSON *to, const char *name, const char *text) {
+    return dfcl_json_add(to, name, cJSON_CreateString(text));
+}
+cJSON *dfcl_json_add_number(cJSON *to, const char *name, double v) {
+    return dfcl_json_add(to, name, cJSON_CreateNumber(v));
+}
+cJSON *dfcl_json_add_bool(cJSON *to, const char *name, bool v) {
+    return dfcl_json_add(to, name, cJSON_CreateBool(v));
+}
+cJSON *dfcl_json_add_object(cJSON *to, const char *name) {
+    return dfcl_json_add(to, name, cJSON_CreateObject());
+}
+cJSON *dfcl_json_add_array(cJSON *to, const char *name) {
+    return dfcl_json_add(to, name, cJSON_CreateArray());
+}
+
+bool dfcl_json_whole(const cJSON *v) {
+    if (!v || (v->type & 0xff) == cJSON_Invalid)
+        return false;
+    for (const cJSON *c = v->child; c; c = c->next)
+        if (!dfcl_json_whole(c))
+            return false;
+    return true;
+}
+
 void dfcl_text_add(struct dfcl_text *t, const char *s, size_t n) {
     if (t->failed)
         return;

@@ -22,6 +22,19 @@ const cJSON *dfcl_json_get(const cJSON *object, const char *name);
 /* True when v is a number without fraction in [lo, hi] (both within 2^53). */
 bool dfcl_json_int(const cJSON *v, int64_t lo, int64_t hi, int64_t *out);
 
+/* Building: an object or array that could not take a member (out of memory, or the member is NULL) is spoilt: it never prints, and dfcl_json_whole is
+ * false for it and what holds it, so that one look at the end is enough. `item` is taken over; returned, NULL when it was not added. `to` may be
+ * NULL. The texts are in UTF-8. */
+cJSON *dfcl_json_add(cJSON *to, const char *name, cJSON *item);
+cJSON *dfcl_json_push(cJSON *array, cJSON *item);
+cJSON *dfcl_json_add_text(cJSON *to, const char *name, const char *text);
+cJSON *dfcl_json_add_number(cJSON *to, const char *name, double v);
+cJSON *dfcl_json_add_bool(cJSON *to, const char *name, bool v);
+cJSON *dfcl_json_add_object(cJSON *to, const char *name);
+cJSON *dfcl_json_add_array(cJSON *to, const char *name);
+/* False for NULL too. */
+bool dfcl_json_whole(const cJSON *v);
+
 /* Growing text; after an error (out of memory) further calls do nothing and `failed` stays set. */
 struct dfcl_text {
     const dfcl_context *ctx;

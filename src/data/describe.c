@@ -1,5 +1,6 @@
 /* What a path holds: a base, a delta, a training run, a data set, a picture or an array. Findings are gathered as JSON; the text form
  * prints the same object. */
+#include "base/json.h"
 #include "data/describe.h"
 #include "data/latents.h"
 #include "formats/image.h"
@@ -16,11 +17,9 @@
 #define MOST_ARRAYS 1000  /* of an .npz that are listed */
 #define LIMIT (64u << 20) /* of JSON files read whole */
 
-static bool has_entry(const dfcl_context *ctx, const char *dir, const char *name) {
-    char *p = dfcl_sprintf(ctx, NULL, "%s/%s", dir, name);
-    bool yes = p && dfcl_path_kind(p) != DFCL_PATH_NONE;
-    dfcl_free(ctx, p);
-    return yes;
+static bool has_entry(const char *dir, const char *name) {
+    char path[4096 + 64]; /* longer ones lead nowhere */
+    return snprintf(path, sizeof path, "%s/%s", dir, name) < (int)sizeof path && dfcl_path_kind(path) != DFCL_PATH_NONE;
 }
 
 static dfcl_status read_json(const dfcl_context *ctx, const char *path, cJSON **out, dfcl_error *err) {
@@ -36,15 +35,15 @@ static dfcl_status read_json(const dfcl_context *ctx, const char *path, cJSON **
 static void add_names(cJSON *o, char *const *names, int n) {
     if (!names)
         return;
-    cJSON *a = cJSON_AddArrayToObject(o, "class_names");
+    cJSON *a = dfcl_json_add_array(o, "class_names");
     for (int i = 0; a && i < n; i++)
-        cJSON_AddItemToArray(a, cJSON_CreateString(names[i]));
+        dfcl_json_push(a, cJSON_CreateString(names[i]));
 }
 
 static void add_shape(cJSON *o, const char *name, const int64_t *shape, int ndim) {
-    cJSON *a = cJSON_AddArrayToObject(o, name);
+    cJSON *a = dfcl_json_add_array(o, name);
     for (int i = 0; a && i < ndim; i++)
-        cJSON_AddItemToArray(a, cJSON_CreateNumber((double)shape[i]));
+        dfcl_json_push(a, cJSON_CreateNumber((double)shape[i]));
 }
 
 /* ---- tensor files ---- */
@@ -76,23 +75,23 @@ static dfcl_status describe_base(const dfcl_context *ctx, const char *path, cJSO
         const struct dfcl_param *p = dfcl_dit_params(b->table, &n);
         for (int i = 0; i < n; i++)
             values += p[i].gamma ? 0 : (double)p[i].count;
-        cJSON_AddStringToObject(o, "kind", "base");
+        dfcl_json_add_text(o, "kind", "base");
         if (*name)
-            cJSON_AddStringToObject(o, "model", name);
-        cJSON_AddNumberToObject(o, "depth", c->depth);
-        cJSON_AddNumberToObject(o, "hidden", c->hidden);
+            dfcl_json_add_text(o, "model", name);
+        dfcl_json_add_number(o, "depth", c->depth);
+        dfcl_json_add_number(o, "hidden", c->hidden);
         if (heads)
-            cJSON_AddNumberToObject(o, "heads", c->heads);
-        cJSON_AddNumberToObject(o, "patch", c->patch);
-        cJSON_AddNumberToObject(o, "input", c->input);
-        cJSON_AddNumberToObject(o, "channels", c->channels);
-        cJSON_AddNumberToObject(o, "classes", c->classes);
-        cJSON_AddNumberToObject(o, "parameters", values);
+            dfcl_json_add_number(o, "heads", c->heads);
+        dfcl_json_add_number(o, "patch", c->patch);
+        dfcl_json_add_number(o, "input", c->input);
+        dfcl_json_add_number(o, "channels", c->channels);
+        dfcl_json_add_number(o, "classes", c->classes);
+        dfcl_json_add_number(o, "parameters", values);
         if (c->pos_base > 0)
-            cJSON_AddNumberToObject(o, "positional_scale", c->pos_base);
-        cJSON_AddStringToObject(o, "dtype", v ? v->type_name : "");
-        cJSON_AddBoolToObject(o, "gammas", b->gammas);
-        cJSON_AddStringToObject(o, "base_hash", hash);
+            dfcl_json_add_number(o, "positional_scale", c->pos_base);
+        dfcl_json_add_text(o, "dtype", v ? v->type_name : "");
+        dfcl_json_add_bool(o, "gammas", b->gammas);
+        dfcl_json_add_text(o, "base_hash", hash);
         add_names(o, b->class_names, c->classes);
     }
     dfcl_base_close(&b);
@@ -110,31 +109,32 @@ static dfcl_status describe_delta(const dfcl_context *ctx, const char *path, cJS
         values += (double)v->count;
         gammas += strstr(v->name, "gamma") ? (double)v->count : 0;
     }
-    cJSON_AddStringToObject(o, "kind", "delta");
-    cJSON_AddStringToObject(o, "method", d->method);
+    dfcl_json_add_text(o, "kind", "delta");
+    dfcl_json_add_text(o, "method", d->method);
     if (d->gamma_sites[0]) {
-        cJSON_AddStringToObject(o, "gamma_sites", d->gamma_sites);
-        cJSON_AddStringToObject(o, "gamma_blocks", d->gamma_blocks);
+        dfcl_json_add_text(o, "gamma_sites", d->gamma_sites);
+        dfcl_json_add_text(o, "gamma_blocks", d->gamma_blocks);
     }
-    cJSON_AddNumberToObject(o, "tensors", (double)dfcl_tensor_file_count(d->file));
-    cJSON_AddNumberToObject(o, "values", values);
-    cJSON_AddNumberToObject(o, "gamma_values", gammas);
+    dfcl_json_add_number(o, "tensors", (double)dfcl_tensor_file_count(d->file));
+    dfcl_json_add_number(o, "values", values);
+    dfcl_json_add_number(o, "gamma_values", gammas);
     if (d->base_hash[0])
-        cJSON_AddStringToObject(o, "base_hash", d->base_hash);
+        dfcl_json_add_text(o, "base_hash", d->base_hash);
     if (d->input) {
-        cJSON_AddNumberToObject(o, "input", d->input);
-        cJSON_AddNumberToObject(o, "positional_scale", d->pos_base);
+        dfcl_json_add_number(o, "input", d->input);
+        dfcl_json_add_number(o, "positional_scale", d->pos_base);
     }
     if (d->classes >= 0) {
-        cJSON_AddNumberToObject(o, "classes", d->classes);
-        cJSON_AddBoolToObject(o, "own_classes", d->own_classes);
+        dfcl_json_add_number(o, "classes", d->classes);
+        dfcl_json_add_bool(o, "own_classes", d->own_classes);
     }
     add_names(o, d->class_names, d->classes);
     cJSON *training = NULL;
-    if (d->training && !dfcl_json_parse(&training, d->training, strlen(d->training), DFCL_JSON_LIMITS, path, NULL))
-        cJSON_AddItemToObject(o, "training", training);
+    s = d->training ? dfcl_json_parse(&training, d->training, strlen(d->training), DFCL_JSON_LIMITS, path, err) : DFCL_OK;
+    if (training)
+        dfcl_json_add(o, "training", training);
     dfcl_delta_close(&d);
-    return DFCL_OK;
+    return s == DFCL_NOMEM ? s : DFCL_OK; /* what does not parse is not shown */
 }
 
 static dfcl_status describe_tensors(const dfcl_context *ctx, const char *path, cJSON *o, dfcl_error *err) {
@@ -146,14 +146,13 @@ static dfcl_status describe_tensors(const dfcl_context *ctx, const char *path, c
     bool base = dfcl_tensor_file_find(f, "blocks.0.attn.qkv.weight") && dfcl_tensor_file_find(f, "x_embedder.proj.weight");
     bool delta = (format && !strncmp(format, "difffit-cl delta", 16)) || (!base && dfcl_tensor_file_find(f, "blocks.0.gamma1"));
     if (!base && !delta) {
-        cJSON_AddStringToObject(o, "kind", "tensors");
-        cJSON *a = cJSON_AddArrayToObject(o, "tensors");
+        dfcl_json_add_text(o, "kind", "tensors");
+        cJSON *a = dfcl_json_add_array(o, "tensors");
         for (size_t i = 0; a && i < dfcl_tensor_file_count(f); i++) {
             const struct dfcl_tensor_view *v = dfcl_tensor_file_at(f, i);
-            cJSON *t = cJSON_CreateObject();
-            cJSON_AddItemToArray(a, t);
-            cJSON_AddStringToObject(t, "name", v->name);
-            cJSON_AddStringToObject(t, "dtype", v->type_name);
+            cJSON *t = dfcl_json_push(a, cJSON_CreateObject());
+            dfcl_json_add_text(t, "name", v->name);
+            dfcl_json_add_text(t, "dtype", v->type_name);
             add_shape(t, "shape", v->shape, v->ndim);
         }
     }
@@ -190,17 +189,17 @@ static dfcl_status describe_png(const dfcl_context *ctx, const struct dfcl_map *
     dfcl_status s = dfcl_png_text_memory(ctx, m->data, (size_t)m->size, path, &text, err);
     if (s)
         return s;
-    cJSON_AddStringToObject(o, "kind", "picture");
+    dfcl_json_add_text(o, "kind", "picture");
     if (m->size >= 26 && !memcmp(m->data + 12, "IHDR", 4)) {
-        cJSON_AddNumberToObject(o, "width", be32(m->data + 16));
-        cJSON_AddNumberToObject(o, "height", be32(m->data + 20));
-        cJSON_AddNumberToObject(o, "bit_depth", m->data[24]);
+        dfcl_json_add_number(o, "width", be32(m->data + 16));
+        dfcl_json_add_number(o, "height", be32(m->data + 20));
+        dfcl_json_add_number(o, "bit_depth", m->data[24]);
     }
-    cJSON *t = text.count ? cJSON_AddObjectToObject(o, "text") : NULL;
+    cJSON *t = text.count ? dfcl_json_add_object(o, "text") : NULL;
     for (size_t i = 0; t && i + 1 < text.count; i += 2) {
         make_printable(text.names[i]);
         make_printable(text.names[i + 1]);
-        cJSON_AddStringToObject(t, text.names[i], text.names[i + 1]);
+        dfcl_json_add_text(t, text.names[i], text.names[i + 1]);
     }
     dfcl_list_free(ctx, &text);
     return DFCL_OK;
@@ -211,10 +210,10 @@ static dfcl_status describe_jpeg(const dfcl_context *ctx, const struct dfcl_map 
     dfcl_status s = dfcl_image_read_memory(ctx, m->data, (size_t)m->size, path, 3, DFCL_ALPHA_WHITE, &im, err);
     if (s)
         return s;
-    cJSON_AddStringToObject(o, "kind", "picture");
-    cJSON_AddNumberToObject(o, "width", im.width);
-    cJSON_AddNumberToObject(o, "height", im.height);
-    cJSON_AddNumberToObject(o, "bit_depth", 8);
+    dfcl_json_add_text(o, "kind", "picture");
+    dfcl_json_add_number(o, "width", im.width);
+    dfcl_json_add_number(o, "height", im.height);
+    dfcl_json_add_number(o, "bit_depth", 8);
     dfcl_image_free(ctx, &im);
     return DFCL_OK;
 }
@@ -224,8 +223,8 @@ static dfcl_status describe_npy(const char *path, cJSON *o, dfcl_error *err) {
     dfcl_status s = dfcl_npy_open(&npy, path, err);
     if (s)
         return s;
-    cJSON_AddStringToObject(o, "kind", "array");
-    cJSON_AddStringToObject(o, "dtype", npy.view.type_name);
+    dfcl_json_add_text(o, "kind", "array");
+    dfcl_json_add_text(o, "dtype", npy.view.type_name);
     add_shape(o, "shape", npy.view.shape, npy.view.ndim);
     dfcl_npy_close(&npy);
     return DFCL_OK;
@@ -233,8 +232,8 @@ static dfcl_status describe_npy(const char *path, cJSON *o, dfcl_error *err) {
 
 /* The arrays of an .npz, from the archive's local headers: stored members with a known size, as the writers of sample sets make them. */
 static dfcl_status describe_npz(const struct dfcl_map *m, const char *path, cJSON *o, dfcl_error *err) {
-    cJSON_AddStringToObject(o, "kind", "arrays");
-    cJSON *a = cJSON_AddArrayToObject(o, "arrays");
+    dfcl_json_add_text(o, "kind", "arrays");
+    cJSON *a = dfcl_json_add_array(o, "arrays");
     int n = 0;
     for (uint64_t at = 0; n++ < MOST_ARRAYS && m->size >= 30 && at <= m->size - 30 && !memcmp(m->data + at, "PK\3\4", 4);) {
         const unsigned char *h = m->data + at;
@@ -249,12 +248,11 @@ static dfcl_status describe_npz(const struct dfcl_map *m, const char *path, cJSO
         char key[128];
         snprintf(key, sizeof key, "%.*s", (int)DFCL_MIN(name, 127), (const char *)h + 30);
         make_printable(key);
-        cJSON *e = cJSON_CreateObject();
-        cJSON_AddItemToArray(a, e);
-        cJSON_AddStringToObject(e, "name", key);
+        cJSON *e = dfcl_json_push(a, cJSON_CreateObject());
+        dfcl_json_add_text(e, "name", key);
         struct dfcl_npy npy;
         if (!le16(h + 8) && !dfcl_npy_open_memory(&npy, m->data + body, (size_t)size, path, NULL)) {
-            cJSON_AddStringToObject(e, "dtype", npy.view.type_name);
+            dfcl_json_add_text(e, "dtype", npy.view.type_name);
             add_shape(e, "shape", npy.view.shape, npy.view.ndim);
             dfcl_npy_close(&npy);
         }
@@ -272,7 +270,7 @@ static dfcl_status describe_file(const dfcl_context *ctx, const char *path, cJSO
     bool png = m.size >= 8 && !memcmp(m.data, "\x89PNG\r\n\x1a\n", 8), npy = m.size >= 6 && !memcmp(m.data, "\x93NUMPY", 6);
     bool jpeg = m.size >= 3 && !memcmp(m.data, "\xff\xd8\xff", 3);
     bool npz = len > 4 && !strcmp(path + len - 4, ".npz") && m.size >= 4 && !memcmp(m.data, "PK\3\4", 4);
-    cJSON_AddNumberToObject(o, "bytes", (double)m.size);
+    dfcl_json_add_number(o, "bytes", (double)m.size);
     if (png)
         s = describe_png(ctx, &m, path, o, err);
     else if (jpeg)
@@ -287,12 +285,13 @@ static dfcl_status describe_file(const dfcl_context *ctx, const char *path, cJSO
 
 /* ---- folders ---- */
 
-/* The last complete line of metrics.jsonl, NULL if there is none. */
-static cJSON *last_metrics(const dfcl_context *ctx, const char *path) {
+/* The last complete line of metrics.jsonl; *out is NULL if there is none. */
+static dfcl_status last_metrics(const char *path, cJSON **out, dfcl_error *err) {
     struct dfcl_map map;
-    cJSON *out = NULL;
+    dfcl_status s = DFCL_OK;
+    *out = NULL;
     if (dfcl_map_open(&map, path, NULL))
-        return NULL;
+        return DFCL_OK;
     uint64_t end = map.size;
     while (end && map.data[end - 1] != '\n')
         end--; /* a line that is being written */
@@ -300,42 +299,45 @@ static cJSON *last_metrics(const dfcl_context *ctx, const char *path) {
     while (begin && map.data[begin - 1] != '\n')
         begin--;
     if (end > begin && end - begin < 1u << 16)
-        (void)!dfcl_json_parse(&out, (const char *)map.data + begin, (size_t)(end - begin), DFCL_JSON_LIMITS, path, NULL);
+        s = dfcl_json_parse(out, (const char *)map.data + begin, (size_t)(end - begin), DFCL_JSON_LIMITS, path, err);
     dfcl_map_close(&map);
-    return out;
+    return s == DFCL_NOMEM ? s : DFCL_OK;
 }
 
 static dfcl_status describe_run(const dfcl_context *ctx, const char *path, cJSON *config, cJSON *o, dfcl_error *err) {
-    cJSON_AddStringToObject(o, "kind", "run");
+    dfcl_json_add_text(o, "kind", "run");
     char *p = dfcl_sprintf(ctx, err, "%s/metrics.jsonl", path);
     if (!p)
         return DFCL_NOMEM;
-    cJSON *last = last_metrics(ctx, p);
+    cJSON *last;
+    dfcl_status s = last_metrics(p, &last, err);
     dfcl_free(ctx, p);
+    if (s)
+        return s;
     int64_t step = 0, steps = 0;
     bool known = dfcl_json_int(dfcl_json_get(config, "steps"), 0, (int64_t)1 << 50, &steps);
     if (last)
         dfcl_json_int(dfcl_json_get(last, "step"), 0, (int64_t)1 << 50, &step);
-    cJSON_AddNumberToObject(o, "step", (double)step);
+    dfcl_json_add_number(o, "step", (double)step);
     if (known)
-        cJSON_AddNumberToObject(o, "steps", (double)steps);
-    cJSON_AddBoolToObject(o, "finished", has_entry(ctx, path, "delta.safetensors") || has_entry(ctx, path, "model.safetensors"));
-    cJSON *marks = cJSON_AddArrayToObject(o, "checkpoints");
+        dfcl_json_add_number(o, "steps", (double)steps);
+    dfcl_json_add_bool(o, "finished", has_entry(path, "delta.safetensors") || has_entry(path, "model.safetensors"));
+    cJSON *marks = dfcl_json_add_array(o, "checkpoints");
     struct dfcl_list list = {0};
     if (!(p = dfcl_sprintf(ctx, err, "%s/checkpoints", path))) {
         cJSON_Delete(last);
         return DFCL_NOMEM;
     }
-    if (dfcl_path_kind(p) == DFCL_PATH_DIR && !dfcl_list_dir(ctx, p, &list, NULL))
+    if (dfcl_path_kind(p) == DFCL_PATH_DIR && !(s = dfcl_list_dir(ctx, p, &list, err)))
         for (size_t i = 0; i < list.count; i++)
             if (!strncmp(list.names[i], "step-", 5))
-                cJSON_AddItemToArray(marks, cJSON_CreateString(list.names[i]));
+                dfcl_json_push(marks, cJSON_CreateString(list.names[i]));
     dfcl_list_free(ctx, &list);
     dfcl_free(ctx, p);
     if (last)
-        cJSON_AddItemToObject(o, "last_metrics", last);
-    cJSON_AddItemToObject(o, "config", cJSON_Duplicate(config, 1));
-    return DFCL_OK;
+        dfcl_json_add(o, "last_metrics", last);
+    dfcl_json_add(o, "config", cJSON_Duplicate(config, 1));
+    return s;
 }
 
 /* A folder checkpoints/step-N of a run. */
@@ -344,11 +346,11 @@ static dfcl_status describe_checkpoint(const dfcl_context *ctx, const char *path
     cJSON *state = NULL;
     char *p = dfcl_sprintf(ctx, err, "%s/state.json", path);
     dfcl_status s = p ? read_json(ctx, p, &state, err) : DFCL_NOMEM;
-    cJSON_AddStringToObject(o, "kind", "checkpoint");
+    dfcl_json_add_text(o, "kind", "checkpoint");
     for (size_t i = 0; i < DFCL_COUNT(keys) && !s; i++) {
         int64_t v;
         if (dfcl_json_int(dfcl_json_get(state, keys[i]), 0, (int64_t)1 << 50, &v))
-            cJSON_AddNumberToObject(o, keys[i], (double)v);
+            dfcl_json_add_number(o, keys[i], (double)v);
         else
             s = dfcl_fail(err, DFCL_FORMAT, "%s: expected %s, a whole number", p, keys[i]);
     }
@@ -358,15 +360,14 @@ static dfcl_status describe_checkpoint(const dfcl_context *ctx, const char *path
 }
 
 static void add_classes(cJSON *o, const struct dfcl_scan *scan, const size_t *counts, const size_t *bad) {
-    cJSON *a = scan->classes.count ? cJSON_AddArrayToObject(o, "classes") : NULL;
+    cJSON *a = scan->classes.count ? dfcl_json_add_array(o, "classes") : NULL;
     for (size_t i = 0; a && i < scan->classes.count; i++) {
-        cJSON *c = cJSON_CreateObject();
-        cJSON_AddItemToArray(a, c);
-        cJSON_AddStringToObject(c, "name", scan->classes.names[i]);
+        cJSON *c = dfcl_json_push(a, cJSON_CreateObject());
+        dfcl_json_add_text(c, "name", scan->classes.names[i]);
         if (counts)
-            cJSON_AddNumberToObject(c, "samples", (double)counts[i]);
+            dfcl_json_add_number(c, "samples", (double)counts[i]);
         if (bad[i])
-            cJSON_AddNumberToObject(c, "bad", (double)bad[i]);
+            dfcl_json_add_number(c, "bad", (double)bad[i]);
     }
 }
 
@@ -375,8 +376,8 @@ static dfcl_status describe_data(const dfcl_context *ctx, const char *path, int 
     dfcl_status s = dfcl_scan_folder(ctx, path, &scan, err);
     if (s)
         return s;
-    cJSON_AddStringToObject(o, "kind", scan.latent ? "latents" : "pictures");
-    cJSON_AddNumberToObject(o, "samples", (double)scan.count);
+    dfcl_json_add_text(o, "kind", scan.latent ? "latents" : "pictures");
+    dfcl_json_add_number(o, "samples", (double)scan.count);
     size_t *counts = dfcl_calloc(ctx, scan.classes.count + 1, sizeof *counts, err);
     size_t *bad = dfcl_calloc(ctx, scan.classes.count + 1, sizeof *bad, err);
     s = counts && bad ? DFCL_OK : DFCL_NOMEM;
@@ -395,7 +396,7 @@ static dfcl_status describe_data(const dfcl_context *ctx, const char *path, int 
 
 static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, int flags, cJSON *o, dfcl_error *err) {
     cJSON *config = NULL;
-    if (has_entry(ctx, path, "config.json")) {
+    if (has_entry(path, "config.json")) {
         char *p = dfcl_sprintf(ctx, err, "%s/config.json", path);
         dfcl_status s = p ? read_json(ctx, p, &config, err) : DFCL_NOMEM;
         dfcl_free(ctx, p);
@@ -407,12 +408,12 @@ static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, in
     if (cJSON_IsString(format) && !strncmp(format->valuestring, "difffit-cl run", 14)) {
         s = describe_run(ctx, path, config, o, err);
     } else if (cJSON_IsString(class) && !strcmp(class->valuestring, "AutoencoderKL")) {
-        cJSON_AddStringToObject(o, "kind", "vae");
-        cJSON_AddItemToObject(o, "config", cJSON_Duplicate(config, 1));
+        dfcl_json_add_text(o, "kind", "vae");
+        dfcl_json_add(o, "config", cJSON_Duplicate(config, 1));
         s = DFCL_OK;
-    } else if (cJSON_IsString(class) || has_entry(ctx, path, "model_index.json") || has_entry(ctx, path, "transformer")) {
+    } else if (cJSON_IsString(class) || has_entry(path, "model_index.json") || has_entry(path, "transformer")) {
         s = describe_base(ctx, path, o, err);
-    } else if (has_entry(ctx, path, "state.json") && has_entry(ctx, path, "tensors.safetensors")) {
+    } else if (has_entry(path, "state.json") && has_entry(path, "tensors.safetensors")) {
         s = describe_checkpoint(ctx, path, o, err);
     } else if (dfcl_latents_here(ctx, path)) {
         s = dfcl_describe_latents(ctx, path, o, err);
@@ -449,6 +450,7 @@ static void print_value(struct dfcl_text *t, const cJSON *v, int indent) {
                 dfcl_text_addf(t, "\n%*s", indent, "");
                 cJSON_ArrayForEach(f, e) {
                     char *s = cJSON_PrintUnformatted(f);
+                    t->failed = t->failed || !s;
                     dfcl_text_addf(t, "  %s", cJSON_IsString(f) ? f->valuestring : s ? s : "");
                     cJSON_free(s);
                 }
@@ -481,13 +483,15 @@ dfcl_status dfcl_describe(const dfcl_context *ctx, const char *path, int flags, 
     char shown[4096];
     snprintf(shown, sizeof shown, "%s", path);
     make_printable(shown);
-    cJSON_AddStringToObject(o, "path", shown);
+    dfcl_json_add_text(o, "path", shown);
     if (kind == DFCL_PATH_NONE)
         s = dfcl_fail(err, DFCL_IO, "%s: no such file or folder", path);
     else if (kind == DFCL_PATH_DIR)
         s = describe_folder(ctx, path, flags, o, err);
     else
         s = describe_file(ctx, path, o, err);
+    if (!s && !dfcl_json_whole(o))
+        s = dfcl_fail(err, DFCL_NOMEM, "%s: out of memory", path);
     if (!s) {
         struct dfcl_text t = {.ctx = ctx};
         if (flags & DFCL_DESCRIBE_JSON) {

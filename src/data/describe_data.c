@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/json.h"
 #include "data/describe.h"
 #include "data/latents.h"
 
@@ -46,23 +47,22 @@ static int by_value(const void *a, const void *b) {
 /* {smallest, median, largest} of n sorted numbers. */
 static void add_spread(cJSON *o, const char *name, int *v, size_t n) {
     qsort(v, n, sizeof *v, by_value);
-    cJSON *a = cJSON_AddObjectToObject(o, name);
-    cJSON_AddNumberToObject(a, "smallest", v[0]);
-    cJSON_AddNumberToObject(a, "median", v[n / 2]);
-    cJSON_AddNumberToObject(a, "largest", v[n - 1]);
+    cJSON *a = dfcl_json_add_object(o, name);
+    dfcl_json_add_number(a, "smallest", v[0]);
+    dfcl_json_add_number(a, "median", v[n / 2]);
+    dfcl_json_add_number(a, "largest", v[n - 1]);
 }
 
 static void add_bad(cJSON *o, const struct survey *v, size_t bad) {
-    cJSON_AddNumberToObject(o, "bad", (double)bad);
-    cJSON *list = bad ? cJSON_AddArrayToObject(o, "bad_files") : NULL;
+    dfcl_json_add_number(o, "bad", (double)bad);
+    cJSON *list = bad ? dfcl_json_add_array(o, "bad_files") : NULL;
     for (size_t i = 0, named = 0; list && i < v->scan->count && named < MOST_NAMED; i++) {
         if (v->found[i].width)
             continue;
         named++;
-        cJSON *e = cJSON_CreateObject();
-        cJSON_AddItemToArray(list, e);
+        cJSON *e = dfcl_json_push(list, cJSON_CreateObject());
         /* The message names the file, and has replaced what is no UTF-8. */
-        cJSON_AddStringToObject(e, "error", v->found[i].error ? v->found[i].error : "out of memory");
+        dfcl_json_add_text(e, "error", v->found[i].error ? v->found[i].error : "out of memory");
     }
 }
 
@@ -84,7 +84,7 @@ dfcl_status dfcl_describe_pictures(const dfcl_context *ctx, const struct dfcl_sc
             shorter[good] = DFCL_MIN(f->width, f->height);
             longer[good++] = DFCL_MAX(f->width, f->height);
         }
-        cJSON_AddNumberToObject(o, "bytes", bytes);
+        dfcl_json_add_number(o, "bytes", bytes);
         if (good) {
             add_spread(o, "shorter_side", shorter, good);
             add_spread(o, "longer_side", longer, good);
@@ -107,7 +107,7 @@ static void add_settings(const dfcl_context *ctx, const struct dfcl_latents_sett
     cJSON *settings = t.failed ? NULL : cJSON_Parse(t.s), *item;
     dfcl_text_finish(&t);
     while ((item = settings ? cJSON_DetachItemFromArray(settings, 0) : NULL) != NULL)
-        cJSON_AddItemToObject(o, item->string, item);
+        dfcl_json_add(o, item->string, item);
     cJSON_Delete(settings);
 }
 
@@ -122,21 +122,21 @@ dfcl_status dfcl_describe_latents(const dfcl_context *ctx, const char *path, cJS
         dfcl_latents_close(&l);
         return DFCL_NOMEM;
     }
-    cJSON_AddStringToObject(o, "kind", "cached latents");
-    cJSON_AddNumberToObject(o, "samples", (double)v.count);
-    cJSON_AddNumberToObject(o, "skipped", (double)v.skipped);
+    dfcl_json_add_text(o, "kind", "cached latents");
+    dfcl_json_add_number(o, "samples", (double)v.count);
+    dfcl_json_add_number(o, "skipped", (double)v.skipped);
     add_settings(ctx, &v.settings, o);
-    cJSON_AddNumberToObject(o, "shards", (double)v.shards);
-    cJSON_AddNumberToObject(o, "bytes", (double)v.bytes);
-    cJSON_AddStringToObject(o, "fingerprint", v.fingerprint);
+    dfcl_json_add_number(o, "shards", (double)v.shards);
+    dfcl_json_add_number(o, "bytes", (double)v.bytes);
+    dfcl_json_add_text(o, "fingerprint", v.fingerprint);
     for (size_t i = 0; i < v.count; i++)
         counts[v.items[i].label]++;
-    cJSON *a = cJSON_AddArrayToObject(o, "classes");
+    cJSON *a = dfcl_json_add_array(o, "classes");
     for (size_t i = 0; a && i < v.classes->count; i++) {
         cJSON *c = cJSON_CreateObject();
-        cJSON_AddItemToArray(a, c);
-        cJSON_AddStringToObject(c, "name", v.classes->names[i]);
-        cJSON_AddNumberToObject(c, "samples", (double)counts[i]);
+        dfcl_json_push(a, c);
+        dfcl_json_add_text(c, "name", v.classes->names[i]);
+        dfcl_json_add_number(c, "samples", (double)counts[i]);
     }
     dfcl_free(ctx, counts);
     dfcl_latents_close(&l);

@@ -47,9 +47,9 @@ static void add_double(cJSON *o, const char *name, double v) {
     memcpy(&bits, &v, sizeof bits);
     snprintf(buf, sizeof buf, "%016" PRIx64, bits);
     if (name)
-        cJSON_AddStringToObject(o, name, buf);
+        dfcl_json_add_text(o, name, buf);
     else
-        cJSON_AddItemToArray(o, cJSON_CreateString(buf));
+        dfcl_json_push(o, cJSON_CreateString(buf));
 }
 
 static bool get_double(const cJSON *v, bool finite, double *out) {
@@ -64,33 +64,31 @@ static bool get_double(const cJSON *v, bool finite, double *out) {
 static dfcl_status write_state(const struct dfcl_run_dir *run, const char *path, const struct dfcl_train_state *st, const cJSON *config,
                                dfcl_error *err) {
     cJSON *o = cJSON_CreateObject(), *recent;
-    cJSON_AddStringToObject(o, "format", STATE_FORMAT);
-    cJSON_AddNumberToObject(o, "step", (double)st->step);
-    cJSON_AddNumberToObject(o, "skipped", (double)st->skipped);
-    cJSON_AddNumberToObject(o, "streak", st->streak);
-    cJSON_AddNumberToObject(o, "metrics_size", (double)st->metrics_size);
-    cJSON_AddNumberToObject(o, "events_size", (double)st->events_size);
-    cJSON_AddNumberToObject(o, "sum_steps", (double)st->sum_steps);
+    dfcl_json_add_text(o, "format", STATE_FORMAT);
+    dfcl_json_add_number(o, "step", (double)st->step);
+    dfcl_json_add_number(o, "skipped", (double)st->skipped);
+    dfcl_json_add_number(o, "streak", st->streak);
+    dfcl_json_add_number(o, "metrics_size", (double)st->metrics_size);
+    dfcl_json_add_number(o, "events_size", (double)st->events_size);
+    dfcl_json_add_number(o, "sum_steps", (double)st->sum_steps);
     add_double(o, "sum_loss", st->sum_loss);
     add_double(o, "sum_mse", st->sum_mse);
     add_double(o, "sum_vb", st->sum_vb);
-    cJSON_AddNumberToObject(o, "recent_count", (double)st->recent_count);
-    cJSON_AddNumberToObject(o, "spikes", (double)st->spikes);
-    cJSON_AddNumberToObject(o, "spike_step", (double)st->spike_step);
+    dfcl_json_add_number(o, "recent_count", (double)st->recent_count);
+    dfcl_json_add_number(o, "spikes", (double)st->spikes);
+    dfcl_json_add_number(o, "spike_step", (double)st->spike_step);
     add_double(o, "spike_z", st->spike_z);
     add_double(o, "line_z", st->line_z);
     if (st->best_step >= 0) {
-        cJSON_AddNumberToObject(o, "best_step", (double)st->best_step);
+        dfcl_json_add_number(o, "best_step", (double)st->best_step);
         add_double(o, "best_loss", st->best_loss);
     }
-    recent = cJSON_AddArrayToObject(o, "recent");
+    recent = dfcl_json_add_array(o, "recent");
     int n = (int)DFCL_MIN(st->recent_count, DFCL_RECENT);
     for (int i = 0; recent && i < n; i++)
         add_double(recent, NULL, st->recent[i]);
-    cJSON *copy = cJSON_Duplicate(config, 1);
-    cJSON_AddItemToObject(o, "config", copy);
-    dfcl_status s = copy && cJSON_GetArraySize(recent) == n ? dfcl_run_dir_write_json(run, path, o, err)
-                                                            : dfcl_fail(err, DFCL_NOMEM, "%s: out of host memory", path);
+    dfcl_json_add(o, "config", cJSON_Duplicate(config, 1));
+    dfcl_status s = dfcl_run_dir_write_json(run, path, o, err);
     cJSON_Delete(o);
     return s;
 }

@@ -148,7 +148,7 @@ double dfcl_train_config_lr(const struct dfcl_train_config *c, int64_t step) {
 static void add_u64(cJSON *o, const char *name, uint64_t v) {
     char buf[24]; /* a number would lose digits past 2^53 */
     snprintf(buf, sizeof buf, "%" PRIu64, v);
-    cJSON_AddStringToObject(o, name, buf);
+    dfcl_json_add_text(o, name, buf);
 }
 
 /* A path is bytes; JSON is UTF-8. */
@@ -165,46 +165,46 @@ static void add_path(cJSON *o, const char *name, const char *path) {
         p += k ? k : 1;
     }
     buf[n] = 0;
-    cJSON_AddStringToObject(o, name, buf);
+    dfcl_json_add_text(o, name, buf);
 }
 
 static void add_settings(cJSON *o, const struct dfcl_train_config *c, const struct dfcl_model *model,
                          const struct dfcl_dataset *data, int micro_batch) {
     const struct dfcl_train_params *p = &c->p;
-    cJSON_AddStringToObject(o, "base", model->hash);
-    cJSON_AddStringToObject(o, "weights", dfcl_weight_type_name(p->model.weights));
-    cJSON_AddStringToObject(o, "pack", p->model.pack == DFCL_PACK_NEVER ? "never" : "auto");
-    cJSON_AddStringToObject(o, "activations", dfcl_keeps_bf16(&p->model) ? "bf16" : "f32");
-    cJSON_AddNumberToObject(o, "input", model->shape.input);
-    cJSON_AddStringToObject(o, "data", dfcl_dataset_fingerprint(data));
-    cJSON_AddStringToObject(o, "method", model->method);
-    cJSON_AddStringToObject(o, "gamma_sites", model->gamma_sites);
-    cJSON_AddStringToObject(o, "gamma_blocks", model->gamma_blocks);
+    dfcl_json_add_text(o, "base", model->hash);
+    dfcl_json_add_text(o, "weights", dfcl_weight_type_name(p->model.weights));
+    dfcl_json_add_text(o, "pack", p->model.pack == DFCL_PACK_NEVER ? "never" : "auto");
+    dfcl_json_add_text(o, "activations", dfcl_keeps_bf16(&p->model) ? "bf16" : "f32");
+    dfcl_json_add_number(o, "input", model->shape.input);
+    dfcl_json_add_text(o, "data", dfcl_dataset_fingerprint(data));
+    dfcl_json_add_text(o, "method", model->method);
+    dfcl_json_add_text(o, "gamma_sites", model->gamma_sites);
+    dfcl_json_add_text(o, "gamma_blocks", model->gamma_blocks);
     add_path(o, "class_init", p->class_init);
-    cJSON_AddNumberToObject(o, "train_classes", p->train_classes);
+    dfcl_json_add_number(o, "train_classes", p->train_classes);
     add_u64(o, "seed", p->seed);
-    cJSON_AddNumberToObject(o, "batch", p->batch);
-    cJSON_AddNumberToObject(o, "micro_batch", micro_batch);
-    cJSON_AddNumberToObject(o, "lr", p->lr);
-    cJSON_AddStringToObject(o, "lr_schedule", p->lr_schedule);
+    dfcl_json_add_number(o, "batch", p->batch);
+    dfcl_json_add_number(o, "micro_batch", micro_batch);
+    dfcl_json_add_number(o, "lr", p->lr);
+    dfcl_json_add_text(o, "lr_schedule", p->lr_schedule);
     if (c->cosine)
-        cJSON_AddNumberToObject(o, "steps", (double)p->steps);
-    cJSON_AddNumberToObject(o, "warmup", (double)p->warmup);
-    cJSON_AddNumberToObject(o, "weight_decay", p->weight_decay);
-    cJSON_AddNumberToObject(o, "beta1", p->beta1);
-    cJSON_AddNumberToObject(o, "beta2", p->beta2);
-    cJSON_AddNumberToObject(o, "eps", p->eps);
-    cJSON_AddNumberToObject(o, "clip", p->clip);
-    cJSON_AddNumberToObject(o, "ema_decay", p->ema_decay);
-    cJSON_AddBoolToObject(o, "ema_warmup", !p->no_ema_warmup);
-    cJSON_AddNumberToObject(o, "label_dropout", p->label_dropout);
-    cJSON_AddBoolToObject(o, "flip", p->flip != 0);
+        dfcl_json_add_number(o, "steps", (double)p->steps);
+    dfcl_json_add_number(o, "warmup", (double)p->warmup);
+    dfcl_json_add_number(o, "weight_decay", p->weight_decay);
+    dfcl_json_add_number(o, "beta1", p->beta1);
+    dfcl_json_add_number(o, "beta2", p->beta2);
+    dfcl_json_add_number(o, "eps", p->eps);
+    dfcl_json_add_number(o, "clip", p->clip);
+    dfcl_json_add_number(o, "ema_decay", p->ema_decay);
+    dfcl_json_add_bool(o, "ema_warmup", !p->no_ema_warmup);
+    dfcl_json_add_number(o, "label_dropout", p->label_dropout);
+    dfcl_json_add_bool(o, "flip", p->flip != 0);
     if (p->val_fraction > 0)
-        cJSON_AddNumberToObject(o, "val_fraction", p->val_fraction);
+        dfcl_json_add_number(o, "val_fraction", p->val_fraction);
     if (c->random_crop)
-        cJSON_AddStringToObject(o, "crop", "random");
+        dfcl_json_add_text(o, "crop", "random");
     if (c->alpha != DFCL_ALPHA_WHITE)
-        cJSON_AddStringToObject(o, "alpha", "drop");
+        dfcl_json_add_text(o, "alpha", "drop");
 }
 
 dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const struct dfcl_model *model, const struct dfcl_dataset *data,
@@ -214,36 +214,35 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
     const struct dfcl_device_info *d = &model->dev->info;
     *out = NULL;
     cJSON *root = cJSON_CreateObject(), *names = NULL;
-    cJSON_AddStringToObject(root, "format", RUN_FORMAT);
-    cJSON_AddStringToObject(root, "version", dfcl_version());
-    add_settings(cJSON_AddObjectToObject(root, "settings"), c, model, data, micro_batch);
-    cJSON *o = cJSON_AddObjectToObject(root, "model");
+    dfcl_json_add_text(root, "format", RUN_FORMAT);
+    dfcl_json_add_text(root, "version", dfcl_version());
+    add_settings(dfcl_json_add_object(root, "settings"), c, model, data, micro_batch);
+    cJSON *o = dfcl_json_add_object(root, "model");
     add_path(o, "path", p->model.path);
-    cJSON_AddStringToObject(o, "name", m->name);
-    cJSON_AddNumberToObject(o, "depth", m->depth);
-    cJSON_AddNumberToObject(o, "hidden", m->hidden);
-    cJSON_AddNumberToObject(o, "heads", m->heads);
-    cJSON_AddNumberToObject(o, "patch", m->patch);
-    cJSON_AddNumberToObject(o, "input", m->input);
-    cJSON_AddNumberToObject(o, "channels", m->channels);
-    o = cJSON_AddObjectToObject(root, "data");
+    dfcl_json_add_text(o, "name", m->name);
+    dfcl_json_add_number(o, "depth", m->depth);
+    dfcl_json_add_number(o, "hidden", m->hidden);
+    dfcl_json_add_number(o, "heads", m->heads);
+    dfcl_json_add_number(o, "patch", m->patch);
+    dfcl_json_add_number(o, "input", m->input);
+    dfcl_json_add_number(o, "channels", m->channels);
+    o = dfcl_json_add_object(root, "data");
     add_path(o, "path", p->data);
-    cJSON_AddStringToObject(o, "kind", dfcl_dataset_is_latent(data) ? "latents" : "pictures");
-    cJSON_AddNumberToObject(o, "samples", (double)dfcl_dataset_count(data));
-    cJSON_AddNumberToObject(o, "held_out", (double)dfcl_dataset_held_out_count(data));
-    names = cJSON_AddArrayToObject(o, "class_names");
-    bool ok = names != NULL;
-    for (int i = 0; ok && i < dfcl_dataset_classes(data); i++)
-        ok = cJSON_AddItemToArray(names, cJSON_CreateString(dfcl_dataset_class_names(data)[i]));
-    cJSON_AddStringToObject(root, "recompute", recompute); /* decides no number: a run may go on with another */
-    cJSON_AddNumberToObject(root, "steps", (double)p->steps);
-    cJSON_AddNumberToObject(root, "checkpoint_every", (double)p->checkpoint_every);
-    cJSON_AddNumberToObject(root, "sample_every", (double)p->sample_every);
-    cJSON_AddNumberToObject(root, "log_every", (double)p->log_every);
-    cJSON_AddNumberToObject(root, "keep", p->keep);
-    cJSON_AddBoolToObject(root, "keep_best", p->val_fraction > 0 && !p->no_keep_best);
+    dfcl_json_add_text(o, "kind", dfcl_dataset_is_latent(data) ? "latents" : "pictures");
+    dfcl_json_add_number(o, "samples", (double)dfcl_dataset_count(data));
+    dfcl_json_add_number(o, "held_out", (double)dfcl_dataset_held_out_count(data));
+    names = dfcl_json_add_array(o, "class_names");
+    for (int i = 0; i < dfcl_dataset_classes(data); i++)
+        dfcl_json_push(names, cJSON_CreateString(dfcl_dataset_class_names(data)[i]));
+    dfcl_json_add_text(root, "recompute", recompute); /* decides no number: a run may go on with another */
+    dfcl_json_add_number(root, "steps", (double)p->steps);
+    dfcl_json_add_number(root, "checkpoint_every", (double)p->checkpoint_every);
+    dfcl_json_add_number(root, "sample_every", (double)p->sample_every);
+    dfcl_json_add_number(root, "log_every", (double)p->log_every);
+    dfcl_json_add_number(root, "keep", p->keep);
+    dfcl_json_add_bool(root, "keep_best", p->val_fraction > 0 && !p->no_keep_best);
     if (p->max_memory)
-        cJSON_AddNumberToObject(root, "max_memory", (double)p->max_memory);
+        dfcl_json_add_number(root, "max_memory", (double)p->max_memory);
     if (p->options) {
         cJSON *options = NULL;
         dfcl_status s = read_options(p, &options, err);
@@ -251,14 +250,14 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
             cJSON_Delete(root);
             return s;
         }
-        cJSON_AddItemToObject(root, "options", options);
+        dfcl_json_add(root, "options", options);
     }
-    o = cJSON_AddObjectToObject(root, "device");
-    cJSON_AddStringToObject(o, "backend", d->backend);
-    cJSON_AddStringToObject(o, "platform", d->platform);
-    cJSON_AddStringToObject(o, "name", d->name);
-    ok = ok && cJSON_AddStringToObject(o, "driver", d->driver);
-    if (!ok) {
+    o = dfcl_json_add_object(root, "device");
+    dfcl_json_add_text(o, "backend", d->backend);
+    dfcl_json_add_text(o, "platform", d->platform);
+    dfcl_json_add_text(o, "name", d->name);
+    dfcl_json_add_text(o, "driver", d->driver);
+    if (!dfcl_json_whole(root)) {
         cJSON_Delete(root);
         return dfcl_fail(err, DFCL_NOMEM, "out of host memory for config.json");
     }

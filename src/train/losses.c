@@ -1,3 +1,4 @@
+#include "base/json.h"
 #include "train/losses.h"
 
 #include <math.h>
@@ -53,21 +54,21 @@ dfcl_status dfcl_losses_write(struct dfcl_train_state *st, const struct dfcl_lin
     double n = (double)st->sum_steps, at = wall();
     double loss = st->sum_loss / n, mse = st->sum_mse / n, vb = st->sum_vb / n; /* NaN when all were skipped: null in JSON */
     cJSON *o = cJSON_CreateObject();
-    cJSON_AddNumberToObject(o, "step", (double)st->step);
-    cJSON_AddNumberToObject(o, "loss", loss);
-    cJSON_AddNumberToObject(o, "mse", mse);
-    cJSON_AddNumberToObject(o, "vb", vb);
-    cJSON_AddNumberToObject(o, "grad_norm", line->last->grad_norm);
-    cJSON_AddNumberToObject(o, "lr", line->lr);
-    cJSON_AddNumberToObject(o, "skipped", (double)st->skipped);
-    cJSON_AddNumberToObject(o, "z", st->line_z);
-    cJSON_AddNumberToObject(o, "spikes", (double)st->spikes);
+    dfcl_json_add_number(o, "step", (double)st->step);
+    dfcl_json_add_number(o, "loss", loss);
+    dfcl_json_add_number(o, "mse", mse);
+    dfcl_json_add_number(o, "vb", vb);
+    dfcl_json_add_number(o, "grad_norm", line->last->grad_norm);
+    dfcl_json_add_number(o, "lr", line->lr);
+    dfcl_json_add_number(o, "skipped", (double)st->skipped);
+    dfcl_json_add_number(o, "z", st->line_z);
+    dfcl_json_add_number(o, "spikes", (double)st->spikes);
     if (line->val) {
-        cJSON_AddNumberToObject(o, "val_loss", line->val->loss);
-        cJSON_AddNumberToObject(o, "val_loss_se", line->val->loss_se);
+        dfcl_json_add_number(o, "val_loss", line->val->loss);
+        dfcl_json_add_number(o, "val_loss_se", line->val->loss_se);
     }
-    cJSON_AddNumberToObject(o, "images_per_second", line->images_per_second);
-    dfcl_status s = cJSON_AddNumberToObject(o, "time", at) ? dfcl_run_dir_metrics(run, o, err)
+    dfcl_json_add_number(o, "images_per_second", line->images_per_second);
+    dfcl_status s = dfcl_json_add_number(o, "time", at) ? dfcl_run_dir_metrics(run, o, err)
                                                            : dfcl_fail(err, DFCL_NOMEM, "out of host memory for metrics.jsonl");
     cJSON_Delete(o);
     const struct {

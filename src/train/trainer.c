@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "base/philox.h"
 #include "base/clock.h"
 #include "data/dataset.h"
@@ -471,19 +472,19 @@ static char *summary_json(const dfcl_trainer *t, const char *values, dfcl_error 
     char seed[24];
     cJSON *o = cJSON_CreateObject();
     snprintf(seed, sizeof seed, "%" PRIu64, p->seed);
-    cJSON_AddStringToObject(o, "values", values);
-    cJSON_AddNumberToObject(o, "steps", (double)t->state.step);
-    cJSON_AddNumberToObject(o, "skipped", (double)t->state.skipped);
-    cJSON_AddNumberToObject(o, "batch", p->batch);
-    cJSON_AddNumberToObject(o, "lr", p->lr);
-    cJSON_AddStringToObject(o, "lr_schedule", p->lr_schedule);
-    cJSON_AddNumberToObject(o, "ema_decay", p->ema_decay);
-    cJSON_AddNumberToObject(o, "label_dropout", p->label_dropout);
-    cJSON_AddStringToObject(o, "seed", seed);
-    cJSON_AddNumberToObject(o, "samples", (double)dfcl_dataset_count(t->data));
-    cJSON_AddNumberToObject(o, "loss", dfcl_losses_recent(&t->state));
+    dfcl_json_add_text(o, "values", values);
+    dfcl_json_add_number(o, "steps", (double)t->state.step);
+    dfcl_json_add_number(o, "skipped", (double)t->state.skipped);
+    dfcl_json_add_number(o, "batch", p->batch);
+    dfcl_json_add_number(o, "lr", p->lr);
+    dfcl_json_add_text(o, "lr_schedule", p->lr_schedule);
+    dfcl_json_add_number(o, "ema_decay", p->ema_decay);
+    dfcl_json_add_number(o, "label_dropout", p->label_dropout);
+    dfcl_json_add_text(o, "seed", seed);
+    dfcl_json_add_number(o, "samples", (double)dfcl_dataset_count(t->data));
+    dfcl_json_add_number(o, "loss", dfcl_losses_recent(&t->state));
     if (t->state.best_step == t->state.step)
-        cJSON_AddNumberToObject(o, "val_loss", t->state.best_loss);
+        dfcl_json_add_number(o, "val_loss", t->state.best_loss);
     char *text = cJSON_PrintUnformatted(o), *out = NULL;
     if (text)
         out = dfcl_strdup(t->ctx, text, err);

@@ -1,3 +1,4 @@
+#include "base/json.h"
 #include "verify/golden.h"
 
 #include <math.h>
@@ -31,8 +32,8 @@ dfcl_status dfcl_golden_open(struct dfcl_golden_file *f, struct dfcl_golden *g, 
     }
     if (g->json) {
         f->json = cJSON_CreateObject();
-        cJSON_AddStringToObject(f->json, "file", name);
-        cJSON_AddArrayToObject(f->json, "tensors");
+        dfcl_json_add_text(f->json, "file", name);
+        dfcl_json_add_array(f->json, "tensors");
     }
     return DFCL_OK;
 }
@@ -91,10 +92,10 @@ dfcl_status dfcl_golden_close(struct dfcl_golden_file *f, dfcl_error *err) {
     dfcl_golden_say(f->g, "%-24s %s: %d tensors checked, %d failed, at most %.0f %% of a limit used", f->name,
                     f->failed ? "FAILED" : "passed", f->checked, f->failed, 100 * f->worst);
     if (f->g->json) {
-        cJSON_AddBoolToObject(f->json, "passed", !f->failed);
-        cJSON_AddNumberToObject(f->json, "checked", f->checked);
-        cJSON_AddNumberToObject(f->json, "failed", f->failed);
-        cJSON_AddItemToArray(f->g->json, f->json);
+        dfcl_json_add_bool(f->json, "passed", !f->failed);
+        dfcl_json_add_number(f->json, "checked", f->checked);
+        dfcl_json_add_number(f->json, "failed", f->failed);
+        dfcl_json_push(f->g->json, f->json);
         f->json = NULL;
     }
     f->g->failed += f->failed != 0;
@@ -196,12 +197,12 @@ static void report(struct dfcl_golden_file *f, const char *name, double worst, d
     dfcl_golden_say(f->g, "  %-48s abs %8.2e  rel %8.2e  %s", name, worst, rel, ok ? "ok" : "FAILED");
     if (f->json) {
         cJSON *t = cJSON_CreateObject();
-        cJSON_AddStringToObject(t, "key", name);
-        cJSON_AddNumberToObject(t, "abs", isfinite(worst) ? worst : 1e308);
-        cJSON_AddNumberToObject(t, "rel", isfinite(rel) ? rel : 1e308);
-        cJSON_AddNumberToObject(t, "limit_used", isfinite(used) ? used : 1e308);
-        cJSON_AddBoolToObject(t, "ok", ok);
-        cJSON_AddItemToArray(cJSON_GetObjectItem(f->json, "tensors"), t);
+        dfcl_json_add_text(t, "key", name);
+        dfcl_json_add_number(t, "abs", isfinite(worst) ? worst : 1e308);
+        dfcl_json_add_number(t, "rel", isfinite(rel) ? rel : 1e308);
+        dfcl_json_add_number(t, "limit_used", isfinite(used) ? used : 1e308);
+        dfcl_json_add_bool(t, "ok", ok);
+        dfcl_json_push(cJSON_GetObjectItem(f->json, "tensors"), t);
     }
 }
 

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "verify/golden.h"
 
 dfcl_status dfcl_verify(dfcl_device *dev, const char *golden_dir, const char *dump_dir, int json, dfcl_line_fn line, void *user,
@@ -30,10 +31,10 @@ dfcl_status dfcl_verify(dfcl_device *dev, const char *golden_dir, const char *du
         dfcl_golden_say(&g, "%s", g.failed ? "FAILED" : "all files passed");
         if (g.json) {
             cJSON *root = cJSON_CreateObject();
-            cJSON_AddStringToObject(root, "device", dev->info.name);
-            cJSON_AddStringToObject(root, "selector", dev->info.selector);
-            cJSON_AddNumberToObject(root, "failed", g.failed);
-            cJSON_AddItemToObject(root, "files", g.json);
+            dfcl_json_add_text(root, "device", dev->info.name);
+            dfcl_json_add_text(root, "selector", dev->info.selector);
+            dfcl_json_add_number(root, "failed", g.failed);
+            dfcl_json_add(root, "files", g.json);
             g.json = NULL;
             char *text = cJSON_PrintUnformatted(root);
             if (text && line)
