@@ -171,11 +171,12 @@ static char *events_path(const struct dfcl_run_dir *run, dfcl_error *err) {
     char *path = NULL;
     if (dfcl_list_dir(run->ctx, run->path, &list, err))
         return NULL;
-    for (size_t i = 0; i < list.count && !path; i++)
-        if (!strncmp(list.names[i], "events.out.tfevents.", 20))
+    bool there = false;
+    for (size_t i = 0; i < list.count && !there; i++)
+        if ((there = !strncmp(list.names[i], "events.out.tfevents.", 20)))
             path = dfcl_run_dir_path(run, list.names[i], err);
     dfcl_list_free(run->ctx, &list);
-    return path ? path : dfcl_sprintf(run->ctx, err, "%s/events.out.tfevents.%lld.difffit-cl", run->path, (long long)time(NULL));
+    return there ? path : dfcl_sprintf(run->ctx, err, "%s/events.out.tfevents.%lld.difffit-cl", run->path, (long long)time(NULL));
 }
 
 dfcl_status dfcl_run_dir_logs(struct dfcl_run_dir *run, uint64_t metrics_size, uint64_t events_size, dfcl_error *err) {
