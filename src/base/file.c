@@ -243,6 +243,11 @@ dfcl_status dfcl_lock_take(const char *path, int *fd, dfcl_error *err) {
     return s;
 }
 
+enum dfcl_path_kind dfcl_entry_kind(const char *dir, const char *name, char path[DFCL_PATH_LONGEST]) {
+    int n = snprintf(path, DFCL_PATH_LONGEST, "%s/%s", dir, name);
+    return n > 0 && n < DFCL_PATH_LONGEST ? dfcl_path_kind(path) : DFCL_PATH_NONE;
+}
+
 dfcl_status dfcl_mkdirs(const dfcl_context *ctx, const char *path, dfcl_error *err) {
     char *p = dfcl_strdup(ctx, path, err);
     if (!p)

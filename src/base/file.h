@@ -35,6 +35,9 @@ dfcl_status dfcl_file_write(const dfcl_context *ctx, const char *path, const voi
 
 enum dfcl_path_kind { DFCL_PATH_NONE, DFCL_PATH_FILE, DFCL_PATH_DIR, DFCL_PATH_OTHER };
 enum dfcl_path_kind dfcl_path_kind(const char *path);
+/* Of DIR/NAME, whose path is left in `path`. Takes no memory: what is in a folder does not depend on that. A path that is too long leads nowhere. */
+#define DFCL_PATH_LONGEST 4096
+enum dfcl_path_kind dfcl_entry_kind(const char *dir, const char *name, char path[DFCL_PATH_LONGEST]);
 dfcl_status dfcl_mkdirs(const dfcl_context *ctx, const char *path, dfcl_error *err); /* like mkdir -p */
 dfcl_status dfcl_remove_tree(const dfcl_context *ctx, const char *path, dfcl_error *err); /* like rm -rf; no links followed */
 dfcl_status dfcl_sync_dir(const char *path, dfcl_error *err);

@@ -160,7 +160,7 @@ static dfcl_status find_latents(struct dfcl_dataset *ds, dfcl_error *err) {
 }
 
 static dfcl_status find_samples(struct dfcl_dataset *ds, dfcl_error *err) {
-    if (dfcl_latents_here(ds->ctx, ds->opt.path))
+    if (dfcl_latents_here(ds->opt.path))
         return find_latents(ds, err);
     return dfcl_scan_folder(ds->ctx, ds->opt.path, &ds->scan, err);
 }

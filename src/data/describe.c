@@ -18,8 +18,8 @@
 #define LIMIT (64u << 20) /* of JSON files read whole */
 
 static bool has_entry(const char *dir, const char *name) {
-    char path[4096 + 64]; /* longer ones lead nowhere */
-    return snprintf(path, sizeof path, "%s/%s", dir, name) < (int)sizeof path && dfcl_path_kind(path) != DFCL_PATH_NONE;
+    char path[DFCL_PATH_LONGEST];
+    return dfcl_entry_kind(dir, name, path) != DFCL_PATH_NONE;
 }
 
 static dfcl_status read_json(const dfcl_context *ctx, const char *path, cJSON **out, dfcl_error *err) {
@@ -415,7 +415,7 @@ static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, in
         s = describe_base(ctx, path, o, err);
     } else if (has_entry(path, "state.json") && has_entry(path, "tensors.safetensors")) {
         s = describe_checkpoint(ctx, path, o, err);
-    } else if (dfcl_latents_here(ctx, path)) {
+    } else if (dfcl_latents_here(path)) {
         s = dfcl_describe_latents(ctx, path, o, err);
     } else {
         s = describe_data(ctx, path, flags, o, err);

@@ -26,28 +26,20 @@ struct dfcl_latents {
     char fingerprint[65];
 };
 
-static bool has(const dfcl_context *ctx, const char *path, const char *name) {
-    char *p = dfcl_sprintf(ctx, NULL, "%s/%s", path, name);
-    bool yes = p && dfcl_path_kind(p) == DFCL_PATH_FILE;
-    dfcl_free(ctx, p);
-    return yes;
-}
-
 /* A folder of pictures may hold an index.json of its own. */
-static bool has_index(const dfcl_context *ctx, const char *path) {
-    char head[256] = "";
-    char *p = dfcl_sprintf(ctx, NULL, "%s/%s", path, DFCL_LATENTS_INDEX);
-    FILE *f = p && dfcl_path_kind(p) == DFCL_PATH_FILE ? fopen(p, "rbe") : NULL;
+static bool has_index(const char *path) {
+    char head[256] = "", name[DFCL_PATH_LONGEST];
+    FILE *f = dfcl_entry_kind(path, DFCL_LATENTS_INDEX, name) == DFCL_PATH_FILE ? fopen(name, "rbe") : NULL;
     if (f) {
         head[fread(head, 1, sizeof head - 1, f)] = 0;
         fclose(f);
     }
-    dfcl_free(ctx, p);
     return strstr(head, "\"difffit-cl latents") != NULL;
 }
 
-bool dfcl_latents_here(const dfcl_context *ctx, const char *path) {
-    return has(ctx, path, DFCL_LATENTS_LOCK) || has_index(ctx, path);
+bool dfcl_latents_here(const char *path) {
+    char name[DFCL_PATH_LONGEST];
+    return dfcl_entry_kind(path, DFCL_LATENTS_LOCK, name) == DFCL_PATH_FILE || has_index(path);
 }
 
 /* ---- opening ---- */

@@ -48,7 +48,7 @@ dfcl_status dfcl_latents_shard_read(const struct dfcl_latents_shard *shard, size
 struct dfcl_latents;
 
 /* True for a folder that holds a cache, whole or not. */
-bool dfcl_latents_here(const dfcl_context *ctx, const char *path);
+bool dfcl_latents_here(const char *path);
 /* DFCL_FORMAT: not finished, or broken. */
 dfcl_status dfcl_latents_open(struct dfcl_latents **out, const dfcl_context *ctx, const char *path, dfcl_error *err);
 void dfcl_latents_close(struct dfcl_latents **lat);

@@ -132,7 +132,7 @@ dfcl_status dfcl_latents_writer_open(struct dfcl_latents_writer **out, const dfc
         w->settings.seed = 0;
     w->path = dfcl_strdup(ctx, path, err);
     dfcl_status s = w->path ? dfcl_mkdirs(ctx, path, err) : DFCL_NOMEM;
-    if (!s && !dfcl_latents_here(ctx, path)) { /* a folder of somebody else's is refused untouched */
+    if (!s && !dfcl_latents_here(path)) { /* a folder of somebody else's is refused untouched */
         struct dfcl_list list;
         s = dfcl_list_dir(ctx, path, &list, err);
         if (!s && list.count)

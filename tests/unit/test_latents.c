@@ -165,7 +165,7 @@ static void written_and_cut_short(void **state) {
         OK(dfcl_file_write(ctx, at("pieces/shard-000007.safetensors.tmp-12"), "cut", 3, err));
         struct dfcl_latents *l;
         dfcl_error e = {0};
-        assert_true(dfcl_latents_here(ctx, at("pieces")));
+        assert_true(dfcl_latents_here(at("pieces")));
         assert_int_equal(dfcl_latents_open(&l, ctx, at("pieces"), &e), DFCL_FORMAT);
         assert_non_null(strstr(e.msg, "not finished"));
     }
