@@ -38,7 +38,7 @@ struct dfcl_train_params {
     const char *alpha;     /* pictures: transparency on ["white"], or "drop"ped, so that the stored colour shows */
     int skip_bad;          /* 1: all pictures are read first, and those that cannot be are left out with a warning; [0: an error] */
     uint64_t seed;         /* [0] */
-    int64_t checkpoint_every; /* [0: at the end and when interrupted] */
+    int64_t checkpoint_every; /* [0: 500] steps; -1: only at the end and when interrupted */
     int keep;              /* [2] newest checkpoints kept */
     double val_fraction;   /* [0: none] share of each class that is held out; its loss is taken before every checkpoint that falls due */
     int no_keep_best;      /* 1: the checkpoint of the lowest held-out loss goes when it is not among the newest */

@@ -42,7 +42,7 @@ static dfcl_status check(struct dfcl_train_config *c, dfcl_error *err) {
         {"beta1", p->beta1, 0, 1 - 1e-9},           {"beta2", p->beta2, 0, 1 - 1e-9},
         {"eps", p->eps, 1e-30, 1},                  {"clip", p->clip, 0, 1e30},
         {"EMA decay", p->ema_decay, 0, 1},          {"label dropout", p->label_dropout, 0, 1},
-        {"val fraction", p->val_fraction, 0, 0.9},  {"keep", p->keep, 1, 1e9},                  {"checkpoint every", (double)p->checkpoint_every, 0, big},
+        {"val fraction", p->val_fraction, 0, 0.9},  {"keep", p->keep, 1, 1e9},                  {"checkpoint every", (double)p->checkpoint_every, -1, big},
         {"sample every", (double)p->sample_every, 0, big}, {"log every", (double)p->log_every, 1, big},
         {"max skipped", p->max_skipped, 1, 1e9},    {"spike z", p->spike_z, -1e30, 1e30},
     };
@@ -103,6 +103,7 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
     if (!p->dtype)
         p->dtype = "f32";
 #define DEFAULT(field, value) p->field = p->field == 0 ? (value) : p->field
+    DEFAULT(checkpoint_every, 500);
     DEFAULT(steps, 400);
     DEFAULT(batch, 32);
     DEFAULT(lr, 1e-4);

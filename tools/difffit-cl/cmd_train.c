@@ -58,7 +58,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--flip", CLI_FLAG, &flip, NULL, "random horizontal flips", 0, 0},
         CLI_PICTURE_OPTIONS(&p.crop, &p.alpha, &skip_bad),
         {"--seed", CLI_U64, &p.seed, "N", "seed of everything random (0)", 0, 0},
-        {"--checkpoint-every", CLI_I64, &p.checkpoint_every, "N", "steps between checkpoints (only at the end and when interrupted)", 0, 1e9},
+        {"--checkpoint-every", CLI_I64, &p.checkpoint_every, "N", "steps between checkpoints (500); -1: only at the end and when interrupted", -1, 1e9},
         {"--keep", CLI_INT, &p.keep, "N", "newest checkpoints kept (2)", 1, 1000000},
         {"--val-fraction", CLI_DBL, &p.val_fraction, "X", "share of each class held out; its loss at every checkpoint says which is best (0)", 0, 0.9},
         {"--no-keep-best", CLI_FLAG, &no_best, NULL, "do not keep the best checkpoint beside the newest", 0, 0},
