@@ -142,8 +142,7 @@ static void log_line(void *user, enum dfcl_log_level level, const char *line) {
         fprintf(stderr, "%s: %s%s\n", c->program->name, level == DFCL_LOG_WARN ? "warning: " : "", line);
 }
 
-/* $XDG_CACHE_HOME/difffit-cl or ~/.cache/difffit-cl; empty when neither is set. */
-static void cache_dir(char *buf, size_t size) {
+void cli_cache_dir(char *buf, size_t size) {
     const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     if (xdg && xdg[0] == '/')
         snprintf(buf, size, "%s/difffit-cl", xdg);
@@ -155,7 +154,7 @@ static void cache_dir(char *buf, size_t size) {
 
 dfcl_status cli_context(struct cli *c, dfcl_error *err) {
     char cache[4096];
-    cache_dir(cache, sizeof cache);
+    cli_cache_dir(cache, sizeof cache);
     const char *dot = getenv("DIFFFIT_CL_BF16_DOT"); /* docs/device.md */
     struct dfcl_context_params p = {.log = log_line, .log_user = c, .cache_dir = cache};
     p.probe_program = dot && !strcmp(dot, "0") ? NULL : "/proc/self/exe"; /* in a copy of this process: this program */

@@ -98,6 +98,8 @@ int cli_completion(const struct cli_program *p, const char *shell);
 /* Prints "PROGRAM COMMAND: message" and returns the exit code for it. */
 int cli_fail(const struct cli *c, const dfcl_error *err);
 int cli_usage(const struct cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* $XDG_CACHE_HOME/difffit-cl or ~/.cache/difffit-cl; "" when neither is set. */
+void cli_cache_dir(char *buf, size_t size);
 /* Makes c->ctx: messages to standard error, the cache where the environment says. `c` outlives it. */
 dfcl_status cli_context(struct cli *c, dfcl_error *err);
 /* Opens the chosen device. */

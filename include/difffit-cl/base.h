@@ -72,6 +72,15 @@ DFCL_API void dfcl_context_destroy(dfcl_context **ctx);
 DFCL_API const char *dfcl_version(void);
 DFCL_API const char *dfcl_status_name(dfcl_status status);
 
+/* A library that this one is built on, or its compiler. */
+struct dfcl_component {
+    char name[16];   /* "zlib" */
+    char built[64];  /* version of the headers it was compiled with */
+    char loaded[64]; /* version that runs, "" where that does not say */
+};
+/* Writes at most `max` of them to `list` (may be NULL when max is 0) and returns how many there are. Any thread. */
+DFCL_API int dfcl_components(struct dfcl_component *list, int max);
+
 #ifdef __cplusplus
 }
 #endif

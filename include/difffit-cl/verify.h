@@ -23,6 +23,9 @@ DFCL_API dfcl_status dfcl_selftest(dfcl_device *dev, dfcl_line_fn line, void *us
  * runs every time. */
 DFCL_API dfcl_status dfcl_selftest_once(dfcl_device *dev, dfcl_line_fn line, void *user, dfcl_error *err);
 
+/* *passed: 1 where dfcl_selftest_once has noted its success on this device, driver and version of the library, else 0. Runs nothing. */
+DFCL_API dfcl_status dfcl_selftest_noted(dfcl_device *dev, int *passed, dfcl_error *err);
+
 struct dfcl_bench_result {
     char op[32], variant[32], label[128];
     double seconds_median, seconds_min, seconds_max;

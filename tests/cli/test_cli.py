@@ -15,7 +15,7 @@ import zlib
 
 CLI, GOLDEN = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
 PATTERN = sys.argv[3] if len(sys.argv) > 3 else ""
-COMMANDS = ["devices", "demo", "train", "sample", "info", "init", "merge", "verify", "selftest"]
+COMMANDS = ["devices", "demo", "train", "sample", "info", "init", "merge", "verify", "selftest", "doctor"]
 tmp = tempfile.TemporaryDirectory(prefix="dfcl-cli-")
 T = tmp.name
 os.environ["XDG_CACHE_HOME"] = os.path.join(T, "cache")
@@ -110,6 +110,53 @@ def test_devices():
     assert ("bf16 dot yes" in text) == any(d["bf16_dot"] for d in found)
     fails(3, "selftest", "--device", "opencl:99", says=["opencl:99", "host"])
     fails(3, "selftest", "--device", "1234", says="1234")
+
+
+def test_doctor():
+    """Says what is there; drivers that are missing, none, or end the process are findings, never the end."""
+    d = json.loads(run("doctor", "--json")[0])
+    assert d["program"]["version"] in run("--version")[0] and d["machine"]["processors"] >= 1
+    names = {x["name"]: x for x in d["libraries"]}
+    assert {"zlib", "libpng", "libjpeg", "cJSON", "libcrypto"} <= set(names) and all(x["built_with"] for x in d["libraries"])
+    assert {x["selector"]: x["opens"] for x in d["devices"]} == {x["selector"]: "yes" for x in json.loads(run("devices", "--json")[0])}
+    assert d["cache"]["path"] == path("cache/difffit-cl") and d["cache"]["state"].endswith("can be written")
+    text = run("doctor")[0]
+    for x in d["devices"]:
+        assert x["selector"] in text and x["name"] in text
+    # the state of the self-test, before and after
+    env = {"XDG_CACHE_HOME": path("doctor-cache")}
+    state = lambda: {x["selector"]: x["selftest"] for x in json.loads(run("doctor", "--json", env=env)[0])["devices"]}["host"]  # noqa: E731
+    assert state() == "not run yet"
+    run("sample", "--device", "host", "--model", make_base("doctor.safetensors"), "--steps", 1, "-n", 1, "--out", path("doctor.png"), env=env)
+    assert state() == "passed before"
+    d = json.loads(run("doctor", "--json", env=env)[0])
+    assert {x["name"]: x["files"] for x in d["cache_folders"]}["selftest"] == 1 and d["cache"]["files"] >= 1, d
+    # what breaks
+    os.makedirs(path("icd"))
+    icds = {"missing": path("nothing.so"), "none": "libz.so.1", "empty": ""}
+    compiler = shutil.which("cc")
+    if compiler:
+        with open(path("crash.c"), "w") as f:
+            f.write("#include <stdlib.h>\n__attribute__((constructor)) static void end(void) { abort(); }\n")
+        subprocess.run([compiler, "-shared", "-fPIC", path("crash.c"), "-o", path("crash.so")], check=True)
+        icds["crash"] = path("crash.so")
+    for name, library in icds.items():
+        with open(path(f"icd/{name}.icd"), "w") as f:
+            f.write(library)
+    d = json.loads(run("doctor", "--json", env={"OCL_ICD_VENDORS": path("icd/"), "XDG_CACHE_HOME": "/proc/nowhere", "POCL_DEVICES": "cpu\x01"})[0])
+    found = {os.path.basename(x["file"]): x for x in d["drivers"]}
+    assert "nothing.so" in found["missing.icd"]["problem"] and "is no OpenCL driver" in found["none.icd"]["problem"], found
+    assert "empty" in found["empty.icd"]["problem"]
+    assert d["environment"]["OCL_ICD_VENDORS"] == path("icd/") and d["environment"]["POCL_DEVICES"] == "cpu?"
+    hints = "\n".join(d["hints"])
+    assert "/proc/nowhere/difffit-cl cannot be written" in hints, hints
+    if compiler and d["loader"]["path"] != "none":
+        assert "signal 6" in found["crash.icd"]["problem"] and "listing the devices: ended the process with signal 6" in hints, (found, hints)
+    else:
+        assert "no OpenCL device" in hints or d["loader"]["path"] == "none"
+    text = run("doctor", env={"OCL_ICD_VENDORS": path("icd/"), "HOME": "", "XDG_CACHE_HOME": ""})[0]
+    assert "neither XDG_CACHE_HOME nor HOME" in text and "hints\n" in text
+    fails(2, "doctor", "now", says="now")
 
 
 def test_no_device():

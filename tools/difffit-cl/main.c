@@ -1,4 +1,7 @@
 #include "commands.h"
+#include "doctor.h"
+
+#include <string.h>
 
 static const struct cli_command commands[] = {
     {"devices", cmd_devices, "list every compute device"},
@@ -10,6 +13,7 @@ static const struct cli_command commands[] = {
     {"merge", cmd_merge, "fold a delta into its base: an ordinary checkpoint"},
     {"verify", cmd_verify, "compare with reference data"},
     {"selftest", cmd_selftest, "check a device in a few seconds"},
+    {"doctor", cmd_doctor, "say what a bug report needs: drivers, devices, caches, versions"},
 };
 
 static const char *const examples[][2] = {
@@ -23,6 +27,10 @@ static const char *const examples[][2] = {
 static const char *const see_also[] = {"difffit-bench", "clinfo", NULL};
 
 int main(int argc, char **argv) {
+    if (argc == 3 && !strcmp(argv[1], "--try-driver")) /* what `doctor` runs of itself */
+        return doctor_try_driver(argv[2]);
+    if (argc == 3 && !strcmp(argv[1], "--try-device"))
+        return doctor_try_device(argv[2]);
     const struct cli_program p = {
         .name = "difffit-cl",
         .noun = "command",
