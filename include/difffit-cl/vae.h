@@ -32,6 +32,17 @@ struct dfcl_vae_params {
 DFCL_API dfcl_status dfcl_vae_open(dfcl_vae **out, dfcl_device *dev, const struct dfcl_vae_params *params, dfcl_error *err);
 DFCL_API void dfcl_vae_close(dfcl_vae **vae);
 DFCL_API const struct dfcl_vae_shape *dfcl_vae_get_shape(const dfcl_vae *vae);
+/* SHA-256, in hex, of a half's weights as they are used (docs/formats.md, "Autoencoder"): the same for the same values in every container. "" when that half is
+ * not loaded. */
+DFCL_API const char *dfcl_vae_encoder_hash(const dfcl_vae *vae);
+DFCL_API const char *dfcl_vae_decoder_hash(const dfcl_vae *vae);
+
+/* Bytes on the device: of the weights, and beside them for a picture of this size (its own sides, whatever the direction) whole and in the thinnest
+ * bands. `encode` 0: to decode it. */
+struct dfcl_vae_memory {
+    uint64_t weights, whole, least;
+};
+DFCL_API dfcl_status dfcl_vae_measure(dfcl_vae *vae, int encode, int height, int width, struct dfcl_vae_memory *out, dfcl_error *err);
 /* How the last picture went through: "512x512 whole, 536 MiB", or its bands. Valid until the next call. */
 DFCL_API const char *dfcl_vae_plan(const dfcl_vae *vae);
 

@@ -43,6 +43,12 @@ dfcl_status dfcl_vae_open(dfcl_vae **out, dfcl_device *dev, const struct dfcl_va
 const struct dfcl_vae_shape *dfcl_vae_get_shape(const dfcl_vae *v) {
     return &v->shape;
 }
+const char *dfcl_vae_encoder_hash(const dfcl_vae *v) {
+    return v->hash[0];
+}
+const char *dfcl_vae_decoder_hash(const dfcl_vae *v) {
+    return v->hash[1];
+}
 const char *dfcl_vae_plan(const dfcl_vae *v) {
     return v->plan;
 }
@@ -61,6 +67,13 @@ static dfcl_status check(const struct dfcl_vae *v, bool loaded, int n, int h, in
     if (n < 0 || h < least || w < least || h > most || w > most)
         return dfcl_fail(err, DFCL_USAGE, "%s: %d images of %dx%d, expected sides of %d to %d", half, n, h, w, least, most);
     return DFCL_OK;
+}
+
+dfcl_status dfcl_vae_measure(dfcl_vae *v, int encode, int h, int w, struct dfcl_vae_memory *out, dfcl_error *err) {
+    int f = v->shape.factor;
+    dfcl_status s = check(v, encode ? v->shape.encoder : v->shape.decoder, 1, h, w, f, 1 << 15, encode ? "encoder" : "decoder", err);
+    out->weights = v->weights.total;
+    return s ? s : vae_least(v, encode ? &v->enc : &v->dec, encode ? h : h / f, encode ? w : w / f, &out->whole, &out->least, err);
 }
 
 dfcl_status dfcl_vae_encode(dfcl_vae *v, int n, int h, int w, const float *pictures, float *mean, float *logvar, dfcl_error *err) {

@@ -59,6 +59,7 @@ struct dfcl_vae {
     dfcl_status (*tap)(void *user, const char *name, struct dfcl_ref x, int H, int W, int C, dfcl_error *err);
     void *tap_user;
     char plan[160];
+    char hash[2][65]; /* of the encoder, the decoder */
 };
 
 /* vae_load.c: fills shape, coders and weights. */
@@ -80,6 +81,8 @@ struct vae_cut {
 dfcl_status vae_run(struct dfcl_vae *v, struct vae_coder *c, int h, int w, const float *in, float *out, dfcl_error *err);
 /* The same with a given cut. */
 dfcl_status vae_run_cut(struct dfcl_vae *v, struct vae_coder *c, struct vae_cut cut, int h, int w, const float *in, float *out, dfcl_error *err);
+/* Bytes for a whole image, and for one in the thinnest bands. */
+dfcl_status vae_least(struct dfcl_vae *v, struct vae_coder *c, int h, int w, uint64_t *whole, uint64_t *least, dfcl_error *err);
 /* Bytes of activations and operations of a run with this cut. */
 dfcl_status vae_measure(struct dfcl_vae *v, struct vae_coder *c, struct vae_cut cut, int h, int w, uint64_t *bytes, double *flops, dfcl_error *err);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/sha256.h"
 #include "formats/tensor_file.h"
 #include "models/vae.h"
 #include "ops/linear_common.h"
@@ -14,6 +15,7 @@ struct loader {
     struct dfcl_tensor_file *f;
     struct vae_names names;
     bool dry, panels;
+    struct dfcl_sha256 sha;
 };
 
 static const struct dfcl_tensor_view *find(struct loader *l, const char *stem, const char *what) {
@@ -22,8 +24,15 @@ static const struct dfcl_tensor_view *find(struct loader *l, const char *stem, c
     return vae_names_find(&l->names, l->f, name);
 }
 
-static dfcl_status read_values(struct loader *l, const struct dfcl_tensor_view *t, float *out, dfcl_error *err) {
+/* The values go into the hash after the tensor's newer name in diffusers. */
+static dfcl_status read_values(struct loader *l, const struct dfcl_tensor_view *t, const char *stem, const char *what, float *out, dfcl_error *err) {
+    char name[128];
+    int n = snprintf(name, sizeof name, "%s.%s\n", stem, what);
     dfcl_status s = dfcl_tensor_file_read_f32(l->f, t, 0, t->count, out, err);
+    if (!s)
+        s = dfcl_sha256_update(&l->sha, name, (size_t)n, err);
+    if (!s)
+        s = dfcl_sha256_update(&l->sha, out, (size_t)t->count * sizeof *out, err);
     for (uint64_t i = 0; i < t->count && !s; i++)
         if (!isfinite(out[i]))
             s = dfcl_fail(err, DFCL_NONFINITE, "%s: tensor %s: value %llu is not finite", l->v->path, t->name, (unsigned long long)i);
@@ -108,11 +117,11 @@ static dfcl_status load_conv(struct loader *l, struct vae_conv *c, const char *s
     if (!l->dry) {
         w = dfcl_calloc(l->v->ctx, (size_t)wt->count, sizeof *w, err);
         t = w ? dfcl_calloc(l->v->ctx, (size_t)DFCL_MAX(wt->count, (uint64_t)N), sizeof *t, err) : NULL;
-        s = t ? read_values(l, bt, t, err) : DFCL_NOMEM;
+        s = t ? read_values(l, bt, stem, "bias", t, err) : DFCL_NOMEM;
         if (!s)
             s = dfcl_write(l->v->dev, c->bias, t, (uint64_t)N * 4, err);
         if (!s)
-            s = read_values(l, wt, w, err);
+            s = read_values(l, wt, stem, "weight", w, err);
     }
     if (!s && up) {
         s = put_up(l, c, w, t, err);
@@ -146,8 +155,8 @@ static dfcl_status load_norm(struct loader *l, struct vae_norm *n, const char *s
     if (!n->gamma)
         return DFCL_NOMEM;
     n->beta = n->gamma + C;
-    s = read_values(l, wt, n->gamma, err);
-    return s ? s : read_values(l, bt, n->beta, err);
+    s = read_values(l, wt, stem, "weight", n->gamma, err);
+    return s ? s : read_values(l, bt, stem, "bias", n->beta, err);
 }
 
 /* ---- layers ---- */
@@ -320,8 +329,19 @@ static dfcl_status build_decoder(struct loader *l, dfcl_error *err) {
 
 static dfcl_status build(struct loader *l, const struct dfcl_vae_params *p, dfcl_error *err) {
     l->v->shape.encoder = l->v->shape.decoder = 0;
-    dfcl_status s = p->only_decoder ? DFCL_OK : build_encoder(l, err);
-    return s || p->only_encoder ? s : build_decoder(l, err);
+    dfcl_status s = DFCL_OK;
+    for (int half = 0; half < 2 && !s; half++) {
+        if (half ? p->only_encoder : p->only_decoder)
+            continue;
+        if (!l->dry && (s = dfcl_sha256_init(&l->sha, err)) != DFCL_OK)
+            return s;
+        s = half ? build_decoder(l, err) : build_encoder(l, err);
+        if (!s && !l->dry)
+            s = dfcl_sha256_finish(&l->sha, l->v->hash[half], err);
+        else
+            dfcl_sha256_abort(&l->sha);
+    }
+    return s;
 }
 
 dfcl_status vae_load(struct dfcl_vae *v, const struct dfcl_vae_params *p, dfcl_error *err) {

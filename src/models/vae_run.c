@@ -285,6 +285,19 @@ dfcl_status vae_run_cut(struct dfcl_vae *v, struct vae_coder *c, struct vae_cut 
     return s;
 }
 
+dfcl_status vae_least(struct dfcl_vae *v, struct vae_coder *c, int h, int w, uint64_t *whole_bytes, uint64_t *least, dfcl_error *err) {
+    bool decoder = c == &v->dec;
+    double flops;
+    dfcl_status s = vae_measure(v, c, (struct vae_cut){-1, 0}, h, w, whole_bytes, &flops, err);
+    *least = *whole_bytes;
+    for (int split = decoder ? c->end_whole : 1; split < (decoder ? c->count : c->first_whole + 1) && !s; split++) {
+        uint64_t bytes;
+        s = vae_measure(v, c, (struct vae_cut){split, 2}, h, w, &bytes, &flops, err);
+        *least = DFCL_MIN(*least, bytes);
+    }
+    return s;
+}
+
 /* The cut with the fewest operations among those that fit; whole where possible. */
 static dfcl_status choose(struct dfcl_vae *v, struct vae_coder *c, int h, int w, struct vae_cut *best, dfcl_error *err) {
     struct vae_pass p;

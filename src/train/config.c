@@ -88,7 +88,7 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
         return dfcl_fail(err, DFCL_USAGE, "training: expected a base in a file, found a random one in memory");
     dfcl_status s = DFCL_OK;
     const char **strings[] = {&p->model.path, &p->model.which, &p->data, &p->run_dir, &p->method, &p->gamma_sites,
-                              &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype, &p->recompute, &p->crop, &p->alpha, &p->options};
+                              &p->gamma_blocks, &p->class_init, &p->lr_schedule, &p->resume, &p->dtype, &p->recompute, &p->crop, &p->alpha, &p->options, &p->vae};
     _Static_assert(DFCL_COUNT(strings) <= DFCL_COUNT(c->owned), "room for every string");
     for (size_t i = 0; i < DFCL_COUNT(strings); i++)
         *strings[i] = keep(c, *strings[i], err, &s);
@@ -239,6 +239,8 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
     dfcl_json_add_number(root, "steps", (double)p->steps);
     dfcl_json_add_number(root, "checkpoint_every", (double)p->checkpoint_every);
     dfcl_json_add_number(root, "sample_every", (double)p->sample_every);
+    if (p->vae)
+        add_path(root, "vae", p->vae);
     dfcl_json_add_number(root, "log_every", (double)p->log_every);
     dfcl_json_add_number(root, "keep", p->keep);
     dfcl_json_add_bool(root, "keep_best", p->val_fraction > 0 && !p->no_keep_best);

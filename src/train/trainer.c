@@ -153,6 +153,8 @@ static dfcl_status open_run(dfcl_trainer *t, dfcl_error *err) {
     }
     if (!s)
         s = open_model(t, err);
+    if (!s && t->cfg.p.vae && t->cfg.p.sample_every)
+        s = dfcl_preview_check_vae(t->model, t->cfg.p.vae, err);
     if (!s)
         s = open_stepper(t, micro, err);
     if (!s)
@@ -385,7 +387,7 @@ static dfcl_status after_step(dfcl_trainer *t, const struct dfcl_step_result *r,
         dfcl_error drawing = {0};
         dfcl_free(t->ctx, t->sample_path);
         t->sample_path = NULL;
-        s = dfcl_preview(t->model, t->st, &t->run, step, p->seed, p->max_memory, &t->sample_path, &drawing);
+        s = dfcl_preview(t->model, t->st, &t->run, step, p->seed, p->max_memory, p->vae, &t->sample_path, &drawing);
         g->sample_path = t->sample_path;
         if (s == DFCL_NONFINITE) { /* no file; the values may still be on their way to where pictures are finite */
             dfcl_log(t->ctx, DFCL_LOG_WARN, "step %" PRId64 ": no pictures drawn: %s", step, drawing.msg);

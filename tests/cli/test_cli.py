@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 import zlib
 
 CLI, GOLDEN = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
@@ -440,6 +441,86 @@ def test_npz():
     want = numpy.frombuffer(tensors(path("z.safetensors"))[0]["latents"][1], "<f4").reshape(6, 3, 8, 8).transpose(0, 2, 3, 1)
     want = numpy.floor(numpy.clip(numpy.float32(127.5) * want + 128, 0, 255)).astype(numpy.uint8)
     assert (x == want).all()
+
+
+def samples(name):
+    """Shape and bytes of an .npz's pictures."""
+    with zipfile.ZipFile(path(name)) as z:
+        data = z.read("arr_0.npy")
+    n = struct.unpack("<H", data[8:10])[0]
+    return [int(x) for x in re.search(rb"'shape': \(([^)]*)\)", data[:10 + n]).group(1).split(b",")], data[10 + n:]
+
+
+def npy(name, shape, values, kind="f4"):
+    head = f"{{'descr': '<{kind}', 'fortran_order': False, 'shape': {tuple(shape)}, }}".encode()
+    head += b" " * (63 - (len(head) + 10) % 64) + b"\n"
+    os.makedirs(os.path.dirname(path(name)), exist_ok=True)
+    with open(path(name), "wb") as f:
+        f.write(b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + struct.pack(f"<{len(values)}{'f' if kind == 'f4' else 'q'}", *values))
+
+
+def test_autoencoder():
+    """Latents become pictures: grids, folders, .npz, a picture drawn again, within a limit, and the grids of a run."""
+    vae, base = os.path.join(GOLDEN, "vae"), make_base("vbase.safetensors", channels=4)
+    draw = ["sample", "--device", "host", "--model", base, "--steps", 2, "--classes", "1,0", "-n", 1]
+    run(*draw, "--vae", vae, "--out", path("v.npz"), "--save-latents", path("v.safetensors"))
+    shape, whole = samples("v.npz")
+    assert shape == [2, 16, 16, 3] and len(whole) == 2 * 16 * 16 * 3 and len(set(whole)) > 50, (shape, len(set(whole)))
+    assert tensors(path("v.safetensors"))[0]["latents"][0] == [2, 4, 8, 8]
+    run(*draw, "--vae", GOLDEN, "--vae-scale", 0.5, "--out", path("v2.npz"))  # the folder that has it in vae/
+    assert samples("v2.npz")[1] != whole
+    os.makedirs(path("v-config"))
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        shutil.copy(os.path.join(vae, name), path("v-config"))
+        os.chmod(path(f"v-config/{name}"), 0o644)
+    with open(path("v-config/config.json")) as f:
+        config = json.load(f)
+    with open(path("v-config/config.json"), "w") as f:
+        json.dump({**config, "scaling_factor": 0.5}, f)
+    run(*draw, "--vae", path("v-config"), "--out", path("v3.npz"))
+    assert samples("v3.npz")[1] == samples("v2.npz")[1]
+    run(*draw, "--vae", vae, "--out", path("v.png"))
+    text = png_text(path("v.png"))
+    assert text["vae"] == vae and len(text["decoder"]) == 64, text
+    run("sample", "--device", "host", "--from", path("v.png"), "--out", path("v-again.png"))
+    same_file(path("v.png"), path("v-again.png"))
+    fails(6, "sample", "--device", "host", "--from", path("v.png"), "--vae", damaged_vae("v-other"), "--out", path("o.png"), says=["v.png", "autoencoder", text["decoder"]])
+    run(*draw, "--vae", vae, "--out", path("v-folder"))
+    assert sorted(os.listdir(path("v-folder"))) == ["000000.png", "000001.png"]
+    fails(2, *draw, "--out", path("o.png"), says=["latents of 4 channels", "--vae"])
+    fails(2, *draw, "--vae", vae, "--save-latents", path("o.safetensors"), says=["--vae", "--out"])
+    fails(7, *draw, "--vae", path("nowhere"), "--out", path("o.png"), says="nowhere")
+    fails(6, *draw, "--vae", base, "--out", path("o.png"), says=["vbase.safetensors", "AutoencoderKL"])
+    fails(2, "sample", "--device", "host", "--model", make_base("vpixels.safetensors"), "--steps", 2, "--vae", vae, "--out", path("o.png"), says=["works on pictures", "--vae"])
+    fails(6, "sample", "--device", "host", "--model", make_base("vfive.safetensors", channels=5), "--steps", 2, "--vae", vae, "--out", path("o.png"),
+          says=["latents of 5 channels", "found 4"])
+    for i in range(4):
+        npy(f"vdata/x_features/{i}.npy", (1, 4, 8, 8), [((i * 37 + k * 11) % 17) / 8 - 1 for k in range(256)])
+        npy(f"vdata/x_labels/{i}.npy", (1,), [i % 2], "i8")
+    train = ["train", "--device", "host", "--model", base, "--data", path("vdata"), "--batch", 2, "--steps", 2, "--sample-every", 2]
+    run(*train, "--out", path("vrun"), "--vae", vae)
+    assert os.listdir(path("vrun/samples")) == ["step-000002-ema.png"]
+    with open(path("vrun/samples/step-000002-ema.png"), "rb") as f:
+        assert struct.unpack(">II", f.read(24)[16:]) == (4 * 64 + 5 * 2, 2 * 64 + 3 * 2)  # 16 pixels a side, four times
+    run(*train, "--out", path("vrun2"))
+    assert os.listdir(path("vrun2/samples")) == ["step-000002-ema.safetensors"]
+    fails(6, *train, "--out", path("vrun3"), "--vae", base, says="AutoencoderKL")
+    assert not os.path.exists(path("vrun3"))
+    fails(2, "train", "--model", base, "--data", path("vdata"), "--out", path("vrun3"), "--vae", vae, says=["--vae", "--sample-every"])
+
+
+def damaged_vae(name):
+    """The reference's autoencoder with one bias of its decoder changed."""
+    os.makedirs(path(name))
+    shutil.copy(os.path.join(GOLDEN, "vae", "config.json"), path(name))
+    with open(os.path.join(GOLDEN, "vae", "diffusion_pytorch_model.safetensors"), "rb") as f:
+        data = bytearray(f.read())
+    n = struct.unpack("<Q", data[:8])[0]
+    at = 8 + n + json.loads(data[8:8 + n])["decoder.conv_out.bias"]["data_offsets"][0]
+    data[at:at + 4] = struct.pack("<f", 0.25)
+    with open(path(f"{name}/diffusion_pytorch_model.safetensors"), "wb") as f:
+        f.write(data)
+    return path(name)
 
 
 def test_resume_is_exact():

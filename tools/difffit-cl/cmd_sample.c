@@ -72,12 +72,13 @@ static const struct {
     const char *key, *option;
 } kept[] = {{"model", "--model"},     {"heads", "--heads"},     {"weights-of", "--weights-of"},     {"weights", "--weights"},
             {"sampler", "--sampler"}, {"steps", "--steps"},     {"spacing", "--spacing"},           {"eta", "--eta"},
-            {"clip", "--clip"},       {"cfg-channels", "--cfg-channels"}, {"guidance", "--guidance"}, {"cfg-interval", "--cfg-interval"}};
+            {"clip", "--clip"},       {"vae", "--vae"},         {"vae-scale", "--vae-scale"},       {"cfg-channels", "--cfg-channels"},
+            {"guidance", "--guidance"}, {"cfg-interval", "--cfg-interval"}};
 enum { KEPT = sizeof kept / sizeof *kept };
 
 struct picture {
     char *value[KEPT];
-    char *base, *request, *layout, *columns, *zoom, *noise;
+    char *base, *decoder, *request, *layout, *columns, *zoom, *noise;
 };
 
 static dfcl_status picture_read(struct picture *p, struct cli *c, const char *path, dfcl_error *err) {
@@ -85,7 +86,7 @@ static dfcl_status picture_read(struct picture *p, struct cli *c, const char *pa
         const char *key;
         char **to;
     } more[] = {{"base", &p->base}, {"request", &p->request}, {"layout", &p->layout}, {"columns", &p->columns}, {"zoom", &p->zoom},
-                {"noise", &p->noise}};
+                {"noise", &p->noise}, {"decoder", &p->decoder}};
     dfcl_status s = DFCL_OK;
     for (size_t i = 0; i < KEPT && !s; i++)
         s = dfcl_png_read_text(c->ctx, path, kept[i].key, &p->value[i], err);
@@ -100,7 +101,7 @@ static dfcl_status picture_read(struct picture *p, struct cli *c, const char *pa
 }
 
 static void picture_free(struct picture *p, const dfcl_context *ctx) {
-    char *const all[] = {p->base, p->request, p->layout, p->columns, p->zoom, p->noise};
+    char *const all[] = {p->base, p->decoder, p->request, p->layout, p->columns, p->zoom, p->noise};
     for (size_t i = 0; i < KEPT; i++)
         dfcl_text_free(ctx, p->value[i]);
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -153,9 +154,33 @@ static dfcl_status parse_classes(const dfcl_model *m, int domain, const char *te
     return DFCL_OK;
 }
 
+/* The decoder for the model's latents; *max_memory, what the sampler may take, leaves room for it. */
+static dfcl_status open_decoder(dfcl_vae **out, dfcl_device *dev, struct dfcl_vae_params *vp, const struct dfcl_model_shape *shape,
+                                uint64_t *max_memory, dfcl_error *err) {
+    struct dfcl_vae_memory m;
+    vp->max_memory = *max_memory;
+    dfcl_status s = dfcl_vae_open(out, dev, vp, err);
+    if (s)
+        return s;
+    const struct dfcl_vae_shape *v = dfcl_vae_get_shape(*out);
+    if (v->latent_channels != shape->channels || (v->channels != 1 && v->channels != 3)) {
+        snprintf(err->msg, sizeof err->msg, "%s: expected latents of %d channels and pictures of 1 or 3, found %d and %d", vp->path, shape->channels,
+                 v->latent_channels, v->channels);
+        return err->status = DFCL_FORMAT;
+    }
+    s = dfcl_vae_measure(*out, 0, shape->input * v->factor, shape->input * v->factor, &m, err);
+    uint64_t limit = *max_memory ? *max_memory : dfcl_device_get_info(dev)->memory;
+    /* Whole pictures where that is a quarter of the memory at most, else bands of about that size. */
+    uint64_t room = m.whole <= limit / 4 ? m.whole : m.least > limit / 4 ? m.least : limit / 4;
+    if (!s && limit)
+        *max_memory = limit > m.weights + room ? limit - m.weights - room : 1;
+    return s;
+}
+
 int cmd_sample(struct cli *c, int argc, char **argv) {
     struct dfcl_model_params mp = {0};
     struct dfcl_sample_params sp = {.cfg = 1.0};
+    struct dfcl_vae_params vp = {.only_decoder = 1};
     struct cli_list deltas = {0};
     const char *requests_path = NULL, *from = NULL, *guidance = "class", *interval = NULL;
     const char *classes = NULL, *sampler = "ddpm", *out = NULL, *vae = "none", *clip = "auto";
@@ -186,7 +211,8 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         {"--seed", CLI_U64, &sp.seed, "N", "seed (0)", 0, 0},
         {"--batch", CLI_INT, &sp.batch, "B", "pictures per pass (8)", 1, 65536},
         {"--max-memory", CLI_SIZE, &sp.max_memory, "SIZE", "device memory to stay within", 0, 0},
-        {"--vae", CLI_CHOICE, &vae, "none", "none: pixel models, or only --save-latents", 0, 0},
+        {"--vae", CLI_PATH, &vae, "none|DIR", "autoencoder that makes pictures of latents: a diffusers folder, its file, or a .ckpt", 0, 0},
+        {"--vae-scale", CLI_DBL, &vp.scale, "X", "latents are X times the autoencoder's (its config.json, else 0.18215)", 0, 1e6},
         {"--out", CLI_PATH, &out, "PATH", "grid (NAME.png), samples for an evaluator (NAME.npz), or a folder of pictures", 0, 0},
         {"--columns", CLI_INT, &columns, "N", "columns of the grid (-n)", 1, 10000},
         {"--zoom", CLI_INT, &zoom, "N", "draw each pixel N times (small pictures are enlarged)", 1, 64},
@@ -206,6 +232,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     struct sample_requests r = {0};
     dfcl_device *dev = NULL;
     dfcl_model *model = NULL;
+    dfcl_vae *decoder = NULL;
     int *ids = NULL, id_count = 0, code = 0;
     float *z = NULL, *zs = NULL;
     struct sample_out to = {.c = c};
@@ -240,6 +267,8 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--model is required");
     if (!out && !save_latents)
         return cli_usage(c, "--out or --save-latents is required");
+    if (!out && cli_given(c, "--vae") == CLI_WORDS && strcmp(vae, "none"))
+        return cli_usage(c, "--vae makes pictures of latents: it goes with --out");
     sp.sampler = !strcmp(sampler, "ddpm") ? DFCL_SAMPLER_DDPM : !strcmp(sampler, "ddim") ? DFCL_SAMPLER_DDIM : DFCL_SAMPLER_DPMPP_2M;
     sp.clip = !strcmp(clip, "on") ? 1 : !strcmp(clip, "off") ? -1 : 0;
     if (sp.eta > 0 && sp.sampler != DFCL_SAMPLER_DDIM)
@@ -307,9 +336,30 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     if (s)
         goto out;
     const struct dfcl_model_shape *shape = dfcl_model_get_shape(model);
-    if (out && shape->channels != 1 && shape->channels != 3) {
-        code = cli_usage(c, "the model works on latents of %d channels: pictures need a decoder; write them with --save-latents", shape->channels);
+    bool latent = shape->channels != 1 && shape->channels != 3;
+    if (out && latent && !strcmp(vae, "none")) {
+        code = cli_usage(c, "the model works on latents of %d channels: pictures need --vae; without it latents are written with --save-latents", shape->channels);
         goto quiet_out;
+    }
+    to.channels = to.latent_channels = shape->channels;
+    to.side = to.latent_side = shape->input;
+    if (out && strcmp(vae, "none")) {
+        if (!latent) {
+            code = cli_usage(c, "--vae: the model works on pictures (%d channels), not on latents", shape->channels);
+            goto quiet_out;
+        }
+        vp.path = vae;
+        if ((s = open_decoder(&decoder, dev, &vp, shape, &sp.max_memory, &err)) != DFCL_OK)
+            goto out;
+        if (pic.decoder && strcmp(pic.decoder, dfcl_vae_decoder_hash(decoder)) && !force) {
+            s = err.status = DFCL_FORMAT;
+            snprintf(err.msg, sizeof err.msg, "%s: decoded with the autoencoder %s, but %s is %s; use the right one, or force it", from, pic.decoder, vae,
+                     dfcl_vae_decoder_hash(decoder));
+            goto out;
+        }
+        to.vae = decoder;
+        to.channels = dfcl_vae_get_shape(decoder)->channels;
+        to.side = shape->input * dfcl_vae_get_shape(decoder)->factor;
     }
     to.n = (int)r.pictures;
     const int64_t want[5] = {sp.steps, to.n, shape->channels, shape->input, shape->input};
@@ -319,10 +369,11 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         goto out;
     sp.init_noise = z;
     sp.step_noise = zs;
-    char steps[16], eta[32], heads[16];
+    char steps[16], eta[32], heads[16], scale[32];
     snprintf(steps, sizeof steps, "%d", sp.steps);
     snprintf(eta, sizeof eta, "%.17g", sp.eta);
     snprintf(heads, sizeof heads, "%d", mp.heads);
+    snprintf(scale, sizeof scale, "%.17g", vp.scale);
     const char *const pairs[][2] = {{"Software", "difffit-cl"},
                                     {"version", dfcl_version()},
                                     {"base", dfcl_model_hash(model)},
@@ -335,6 +386,9 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
                                     {"spacing", sp.spacing},
                                     {"eta", sp.eta > 0 ? eta : NULL},
                                     {"clip", sp.clip ? clip : NULL},
+                                    {"vae", decoder ? vae : NULL},
+                                    {"vae-scale", vp.scale > 0 ? scale : NULL},
+                                    {"decoder", decoder ? dfcl_vae_decoder_hash(decoder) : NULL},
                                     {"cfg-channels", sp.cfg_channels},
                                     {"guidance", guidance},
                                     {"cfg-interval", interval},
@@ -347,10 +401,8 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
             text[k++] = pairs[i][1];
         }
     text[k] = NULL;
-    to.channels = shape->channels;
-    to.side = shape->input;
     to.columns = columns ? columns : pic.columns ? atoi(pic.columns) : requests_path ? 8 : defaults.count;
-    to.zoom = zoom ? zoom : pic.zoom ? atoi(pic.zoom) : shape->input <= 32 ? 4 : shape->input <= 64 ? 2 : 1;
+    to.zoom = zoom ? zoom : pic.zoom ? atoi(pic.zoom) : to.side <= 32 ? 4 : to.side <= 64 ? 2 : 1;
     to.text = text;
     to.requests = &r;
     s = sample_out_begin(&to, &err);
@@ -375,6 +427,7 @@ quiet_out:
     sample_out_free(&to);
     sample_requests_free(&r);
     free(ids);
+    dfcl_vae_close(&decoder);
     dfcl_model_close(&model);
     dfcl_device_close(&dev);
     return code;

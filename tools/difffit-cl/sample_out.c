@@ -63,11 +63,14 @@ dfcl_status sample_out_check(const struct sample_out *o, dfcl_error *err) {
 static size_t values(const struct sample_out *o) {
     return (size_t)o->channels * (size_t)o->side * (size_t)o->side;
 }
+static size_t latent_values(const struct sample_out *o) {
+    return (size_t)o->latent_channels * (size_t)o->latent_side * (size_t)o->latent_side;
+}
 
 dfcl_status sample_out_begin(struct sample_out *o, dfcl_error *err) {
     if ((o->path && o->layout == SAMPLE_GRID && !(o->pixels = calloc((size_t)o->n, values(o)))) ||
         (o->path && o->layout == SAMPLE_NPZ && !(o->labels = calloc((size_t)o->n, sizeof *o->labels))) ||
-        (o->latents_path && !(o->latents = calloc((size_t)o->n, values(o) * sizeof *o->latents))))
+        (o->latents_path && !(o->latents = calloc((size_t)o->n, latent_values(o) * sizeof *o->latents))))
         return no_memory(err);
     return o->labels ? dfcl_npz_writer_create(&o->npz, o->c->ctx, o->path, o->n, o->side, o->side, o->channels, err)
                      : DFCL_OK;
@@ -109,15 +112,34 @@ static dfcl_status write_one(const struct sample_out *o, int i, const uint8_t *p
     return s;
 }
 
+/* Latents to 8 bit, through the autoencoder where there is one, a picture at a time. */
+static dfcl_status make_pixels(const struct sample_out *o, int count, const float *latents, uint8_t *pixels, dfcl_error *err) {
+    if (!o->vae) {
+        dfcl_pixels(latents, count, o->channels, o->side, pixels);
+        return DFCL_OK;
+    }
+    float *picture = malloc(values(o) * sizeof *picture);
+    dfcl_status s = picture ? DFCL_OK : no_memory(err);
+    for (int i = 0; i < count && !s; i++) {
+        s = dfcl_vae_decode(o->vae, 1, o->latent_side, o->latent_side, latents + (size_t)i * latent_values(o), picture, err);
+        if (!s)
+            dfcl_pixels(picture, 1, o->channels, o->side, pixels + (size_t)i * values(o));
+    }
+    if (!s && o->c->verbose && o->done == 0)
+        fprintf(stderr, "decoder: %s\n", dfcl_vae_plan(o->vae));
+    free(picture);
+    return s;
+}
+
 dfcl_status sample_out_add(struct sample_out *o, int count, const float *latents,
                            const struct dfcl_sample_request *requests, const struct sample_line *const *lines,
                            dfcl_error *err) {
     dfcl_status s = DFCL_OK;
     size_t each = values(o), at = (size_t)o->done * each;
     if (o->latents)
-        memcpy(o->latents + at, latents, (size_t)count * each * sizeof *latents);
+        memcpy(o->latents + (size_t)o->done * latent_values(o), latents, (size_t)count * latent_values(o) * sizeof *latents);
     if (o->path && o->layout == SAMPLE_GRID) {
-        dfcl_pixels(latents, count, o->channels, o->side, o->pixels + at);
+        s = make_pixels(o, count, latents, o->pixels + at, err);
     } else if (o->path) {
         if (o->layout == SAMPLE_FOLDER && o->done == 0 && mkdir(o->path, 0777) != 0 && errno != EEXIST) {
             char why[128];
@@ -127,10 +149,10 @@ dfcl_status sample_out_add(struct sample_out *o, int count, const float *latents
         uint8_t *pixels = malloc((size_t)count * each);
         if (!pixels)
             return no_memory(err);
-        dfcl_pixels(latents, count, o->channels, o->side, pixels);
+        s = make_pixels(o, count, latents, pixels, err);
         for (int i = 0; i < count && o->labels; i++)
             o->labels[o->done + i] = requests[i].class_id;
-        if (o->labels)
+        if (o->labels && !s)
             s = dfcl_npz_writer_add(o->npz, pixels, count, err);
         for (int i = 0; i < count && !o->labels && !s; i++)
             s = write_one(o, o->done + i, pixels + (size_t)i * each, &requests[i], lines[i], err);
@@ -186,7 +208,7 @@ dfcl_status sample_out_end(struct sample_out *o, dfcl_error *err) {
     if (!o->done)
         return DFCL_OK;
     if (o->latents) {
-        const int64_t shape[4] = {o->done, o->channels, o->side, o->side};
+        const int64_t shape[4] = {o->done, o->latent_channels, o->latent_side, o->latent_side};
         s = dfcl_tensor_write(o->c->ctx, o->latents_path, "latents", o->latents, shape, 4, err);
     }
     if (!s && o->pixels)

@@ -10,7 +10,9 @@ struct sample_out {
     struct cli *c;
     const char *path, *latents_path; /* either may be NULL */
     enum sample_layout layout;       /* of path */
-    int n, channels, side;
+    int n, channels, side;           /* of pictures */
+    dfcl_vae *vae;                   /* makes pictures of latents; NULL: latents are pictures */
+    int latent_channels, latent_side;
     int columns, zoom;               /* grid */
     const char *const *text;         /* text chunks of every picture: key, value ..., NULL */
     const struct sample_requests *requests;
