@@ -19,6 +19,8 @@ static int bad(struct cli *c, dfcl_status status, const char *fmt, ...) {
     va_start(ap, fmt);
     vsnprintf(err.msg, sizeof err.msg, fmt, ap);
     va_end(ap);
+    for (char *p = err.msg; *p; p++) /* a key or value may hold anything; a message is one line */
+        *p = iscntrl((unsigned char)*p) ? '?' : *p;
     return cli_fail(c, &err);
 }
 
@@ -82,7 +84,7 @@ static int parse_file(struct cli *c, const char *path, cJSON **out) {
             column = *p == '\n' ? 1 : column + 1;
             line += *p == '\n';
         }
-        code = bad(c, DFCL_FORMAT, "%s: expected JSON, which ends at line %d, column %d", path, line, column);
+        code = bad(c, DFCL_FORMAT, "%s: expected JSON, found a mistake at line %d, column %d", path, line, column);
     } else if (!cJSON_IsObject(*out)) {
         code = bad(c, DFCL_FORMAT, "%s: expected a JSON object with options", path);
     } else if (strstr(text, "\\u0000")) {
@@ -197,14 +199,16 @@ static int apply(struct cli *c, const struct options_tables *t, const cJSON *obj
 
 struct check {
     const cJSON *object;
-    const char *path;
+    const char *path, *running;
     int code;
 };
 
 static void check_other(struct cli *c, const char *usage, const struct cli_option *options, const struct cli_option *common, int words) {
     struct check *k = c->visit_user;
     const struct options_tables t = {options, common};
-    k->code = apply(c, &t, k->object, k->path, c->command);
+    const char *section = c->command;
+    c->command = k->running; /* for messages */
+    k->code = apply(c, &t, k->object, k->path, section);
 }
 
 int options_from_file(struct cli *c, const struct options_tables *t) {
@@ -230,7 +234,7 @@ int options_from_file(struct cli *c, const struct options_tables *t) {
     for (v = code ? NULL : object->child; v && !code; v = v->next) {
         if (!is_command(c, v->string))
             continue;
-        struct check k = {v, path, 0};
+        struct check k = {v, path, c->command, 0};
         if (!cJSON_IsObject(v))
             code = bad(c, DFCL_FORMAT, "%s: %s: expected an object with options of this command", path, v->string);
         else if (!strcmp(v->string, c->command))

@@ -96,6 +96,7 @@ def test_bad_sources():
         ({"devices": {"json": 1}}, ["devices.json", "true or false"]),
         ({"train": {"method": "lora"}}, ["train.method", "bitfit", "lora"]),
         ({"train": 3}, ["train", "object"]),
+        ({"train": {"st\neps": 3}}, ["difffit-cl init: ", "train.st?eps", "steps"]),
         ({"max-memory": 1, "init": TINY, "train": {"stepz": 3}}, ["train.stepz", "steps"]),
         ({"quiet": "yes"}, ["quiet", "true or false"]),
         ('{"init": {"classes": 3, "classes": 4}}', ["classes", "twice"]),
