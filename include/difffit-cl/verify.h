@@ -63,6 +63,7 @@ struct dfcl_bench_params {
     const char *recompute;
     uint64_t max_memory;  /* as in dfcl_train_params and dfcl_sample_params; a forward pass that does not fit is DFCL_NOMEM */
     uint64_t seed;        /* of inputs */
+    int domains;          /* forward, sampling: domains beside the base with random biases and gammas (DiffFit's, first half of the blocks); 0: none */
     struct dfcl_sample_params sample; /* sampling: sampler, steps, spacing, eta, cfg, cfg_channels, clip; the rest is set here */
 };
 
@@ -78,6 +79,9 @@ struct dfcl_bench_inputs {
     const int32_t *t, *classes;
 };
 DFCL_API dfcl_status dfcl_bench_set_inputs(dfcl_bench *bench, const struct dfcl_bench_inputs *in, dfcl_error *err);
+
+/* From now on sample i is of domain i modulo n, n = 1 .. params.domains (at first all of them); its class row stays the base's. DFCL_USAGE otherwise. */
+DFCL_API dfcl_status dfcl_bench_mix(dfcl_bench *bench, int n, dfcl_error *err);
 
 /* Runs once and waits. The first run also builds kernels. */
 struct dfcl_bench_run {

@@ -23,7 +23,8 @@ struct dfcl_bench {
     bool own_noise, own_t;   /* training: given by the caller */
     float *x, *noise, *out;  /* [batch, n], [batch, n], [batch, 2 n] */
     float *tf;
-    int32_t *t, *classes, *rows;
+    int32_t *t, *classes, *rows, *dom; /* dom: NULL without domains */
+    int mix;                           /* domains in use */
     uint32_t step;           /* runs so far */
     double load_seconds;
 };
@@ -39,10 +40,58 @@ static dfcl_status set_rows(struct dfcl_bench *b, dfcl_error *err) {
     dfcl_status s = DFCL_OK;
     for (int i = 0; i < b->p.batch && !s; i++) {
         s = dfcl_model_row(b->model, 0, b->classes[i], &b->rows[i], err);
+        int domain = b->mix ? 1 + i % b->mix : 0;
+        if (b->dom)
+            b->dom[i] = domain;
         if (b->requests)
-            b->requests[i] = (struct dfcl_sample_request){.class_id = b->classes[i], .number = (uint32_t)i};
+            b->requests[i] = (struct dfcl_sample_request){.domain = domain, .class_id = b->classes[i], .number = (uint32_t)i};
     }
     return s;
+}
+
+/* One domain: vectors near the base's, gammas near 1; classes are the base's. */
+static dfcl_status add_domain(struct dfcl_bench *b, float *values, dfcl_error *err) {
+    struct dfcl_dit *dit = dfcl_model_dit(b->model);
+    int n, slot, depth = dfcl_dit_get_config(dit)->depth;
+    struct dfcl_param *p = dfcl_dit_params(dit, &n);
+    dfcl_status s = dfcl_model_take_domain(b->model, 0, &slot, err);
+    if (s)
+        return s;
+    b->model->domains[slot].classes = b->model->domains[0].classes;
+    b->model->domains[slot].first_row = b->model->domains[0].first_row;
+    for (int i = 0; i < n && !s; i++) {
+        if (p[i].kind != DFCL_PARAM_VEC || (p[i].gamma && p[i].block >= depth / 2))
+            continue;
+        p[i].present = true;
+        dfcl_normals(b->p.seed, DFCL_STREAM_TEST, (uint32_t)slot, (uint32_t)i, values, (size_t)p[i].count);
+        for (int64_t k = 0; k < p[i].count; k++)
+            values[k] = (p[i].gamma ? 1.0f : 0.0f) + 0.02f * values[k];
+        s = dfcl_dit_set(dit, &p[i], slot, values, err);
+    }
+    return s;
+}
+
+static dfcl_status add_domains(struct dfcl_bench *b, dfcl_error *err) {
+    int n;
+    int64_t most = 1;
+    const struct dfcl_param *p = dfcl_dit_params(dfcl_model_dit(b->model), &n);
+    for (int i = 0; i < n; i++)
+        most = p[i].kind == DFCL_PARAM_VEC ? DFCL_MAX(most, p[i].count) : most;
+    float *values = dfcl_calloc(b->ctx, (size_t)most, sizeof *values, err);
+    b->dom = values ? dfcl_calloc(b->ctx, (size_t)b->p.batch, sizeof *b->dom, err) : NULL;
+    dfcl_status s = b->dom ? DFCL_OK : DFCL_NOMEM;
+    for (int i = 0; i < b->p.domains && !s; i++)
+        s = add_domain(b, values, err);
+    dfcl_free(b->ctx, values);
+    b->mix = b->p.domains;
+    return s;
+}
+
+dfcl_status dfcl_bench_mix(dfcl_bench *b, int n, dfcl_error *err) {
+    if (n < 1 || n > b->p.domains)
+        return dfcl_fail(err, DFCL_USAGE, "benchmark: %d domains, expected 1 to %d", n, b->p.domains);
+    b->mix = n;
+    return set_rows(b, err);
 }
 
 static dfcl_status make_inputs(struct dfcl_bench *b, dfcl_error *err) {
@@ -61,7 +110,8 @@ static dfcl_status make_inputs(struct dfcl_bench *b, dfcl_error *err) {
         b->classes[i] = (int32_t)dfcl_uniform_int(b->p.seed, DFCL_STREAM_SHUFFLE, 0, (uint32_t)i, 0, (uint32_t)sh->classes + 1);
     }
     draw_timesteps(b);
-    return set_rows(b, err);
+    dfcl_status s = b->p.domains ? add_domains(b, err) : DFCL_OK;
+    return s ? s : set_rows(b, err);
 }
 
 dfcl_status dfcl_bench_set_inputs(dfcl_bench *b, const struct dfcl_bench_inputs *in, dfcl_error *err) {
@@ -131,12 +181,15 @@ dfcl_status dfcl_bench_create(dfcl_bench **out, dfcl_device *dev, const struct d
         return dfcl_fail(err, DFCL_USAGE, "benchmark: batch %d, expected 1 or more", params->batch);
     if ((unsigned)params->kind >= DFCL_COUNT(open))
         return dfcl_fail(err, DFCL_USAGE, "benchmark: no kind %d", (int)params->kind);
+    if (params->domains < 0 || (params->domains && params->kind == DFCL_BENCH_TRAIN))
+        return dfcl_fail(err, DFCL_USAGE, "benchmark: %d domains: training has one, others 0 or more", params->domains);
     struct dfcl_bench *b = dfcl_calloc(dev->ctx, 1, sizeof *b, err);
     if (!b)
         return DFCL_NOMEM;
     b->ctx = dev->ctx;
     b->dev = dev;
     b->p = *params;
+    b->p.model.max_domains = DFCL_MAX(b->p.model.max_domains, b->p.domains);
     double start = dfcl_now();
     dfcl_status s = open[params->kind](b, err);
     if (!s)
@@ -163,6 +216,7 @@ void dfcl_bench_destroy(dfcl_bench **pb) {
     dfcl_free(b->ctx, b->t);
     dfcl_free(b->ctx, b->classes);
     dfcl_free(b->ctx, b->rows);
+    dfcl_free(b->ctx, b->dom);
     dfcl_free(b->ctx, b);
     *pb = NULL;
 }
@@ -176,7 +230,7 @@ static struct dfcl_ref output_of(const struct dfcl_bench *b) {
 static dfcl_status run_forward(struct dfcl_bench *b, struct dfcl_bench_run *r, dfcl_error *err) {
     for (int i = 0; i < b->p.batch; i++)
         b->tf[i] = (float)b->t[i];
-    struct dfcl_dit_batch db = {.B = b->p.batch, .t = b->tf, .rows = b->rows, .x = {b->mem, 0}, .out = output_of(b)};
+    struct dfcl_dit_batch db = {.B = b->p.batch, .t = b->tf, .rows = b->rows, .dom = b->dom, .x = {b->mem, 0}, .out = output_of(b)};
     double start = dfcl_now();
     dfcl_status s = dfcl_write(b->dev, db.x, b->x, (uint64_t)b->p.batch * b->n * sizeof(float), err);
     if (!s)

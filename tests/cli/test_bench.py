@@ -186,6 +186,24 @@ def test_inputs():
     fails(2, "forward", "--device", "host", "--model", base(), "--inputs", wrong, says="1000")
 
 
+def test_domains():
+    """Pictures of several domains in a batch: each as in a batch of its domain alone, to the bit; every run is paired with one of one domain."""
+    for d in devices():
+        at = ["--device", d, "--model", base(), "--batch", 3]
+        x = [((7 * i) % 23 - 11) / 8 for i in range(256)]
+        given = save("d.in", x=([3, 4, 8, 8], 3 * x), t=([3], [321] * 3), y=([3], [2] * 3))
+        out = {}
+        for n in (1, 2, 3):
+            r = json.loads(run("forward", *at, "--domains", n, "--repeat", 2, "--inputs", given, "--output", path("d.out"), "--json")[0])
+            assert r["domains"] == n and r["ratio"]["min"] > 0 and r["cpu_ratio"]["max"] > 0 and r["one_domain_seconds_per_image"]["min"] > 0 and r["repeat"] == 2
+            values = read("d.out")[1]
+            out[n] = [values[i:i + 512] for i in (0, 512, 1024)]
+        assert out[1][0] == out[1][1] == out[2][0] == out[2][2] == out[3][0]
+        assert out[2][1] == out[3][1] and len({out[3][0], out[3][1], out[3][2]}) == 3
+        assert measure("sample", *at, "--steps", 2, "--domains", 2)["domains"] == 2
+    fails(2, "train", "--model", base(), "--domains", 2, says="--domains")
+
+
 def test_paced():
     """A run for each line, answered at once; the result comes when the input ends."""
     out, _ = run("forward", "--device", "host", "--model", base(), "--paced", "--json", stdin="\n\n\n\n")

@@ -5,6 +5,7 @@
 
 #include <cjson/cJSON.h>
 
+#include "base/philox.h"
 #include "formats/npy.h"
 #include "methods/delta.h"
 
@@ -401,6 +402,25 @@ static void test_plain_delta(void **state) {
     dfcl_st_close(&io);
 }
 
+/* What the reproduction's average makes of a frozen matrix passes for it, another matrix does not. */
+static void test_same_matrix(void **state) {
+    enum { COUNT = 1000 };
+    float base[COUNT], drifted[COUNT], trained[COUNT];
+    dfcl_normals(1, DFCL_STREAM_TEST, 0, 0, base, COUNT);
+    for (int i = 0; i < COUNT; i++) {
+        drifted[i] = base[i];
+        for (int k = 0; k < 24000 && i < 100; k++)
+            drifted[i] = drifted[i] * 0.9999f + base[i] * 0.0001f;
+        trained[i] = base[i] * (i % 2 ? 1.004f : 0.996f);
+    }
+    assert_memory_not_equal(drifted, base, sizeof base);
+    assert_true(dfcl_delta_same_matrix(drifted, base, COUNT));
+    assert_false(dfcl_delta_same_matrix(trained, base, COUNT));
+    assert_true(dfcl_delta_same_matrix(base, base, COUNT));
+    drifted[3] = NAN;
+    assert_false(dfcl_delta_same_matrix(drifted, base, COUNT));
+}
+
 /* ---- class tables ---- */
 
 static void test_class_tables(void **state) {
@@ -718,7 +738,7 @@ int main(void) {
         cmocka_unit_test(test_counts),         cmocka_unit_test(test_options),      cmocka_unit_test(test_init),
         cmocka_unit_test(test_class_tables),   cmocka_unit_test(test_delta_difffit), cmocka_unit_test(test_delta_others),
         cmocka_unit_test(test_delta_file),     cmocka_unit_test(test_full),         cmocka_unit_test(test_resolution),
-        cmocka_unit_test(test_open_errors),    cmocka_unit_test(test_containers),   cmocka_unit_test(test_plain_delta),
+        cmocka_unit_test(test_open_errors),    cmocka_unit_test(test_containers),   cmocka_unit_test(test_plain_delta), cmocka_unit_test(test_same_matrix),
         cmocka_unit_test(test_describe),       cmocka_unit_test(test_random_base),
     };
     snprintf(dir, sizeof dir, "/tmp/dfcl-model-XXXXXX");

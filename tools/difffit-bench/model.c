@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 struct job {
     struct cli *c;
@@ -15,7 +16,8 @@ struct job {
     dfcl_device *dev;
     dfcl_bench *bench;
     double peak, peak_after;
-    double *seconds; /* [count] of the timed runs */
+    double *seconds;         /* [count] of the timed runs */
+    double *alone, *cpu;     /* with domains: beside each, of the run with all samples in one domain, and the ratio of their processor times */
     int count, cap;
     struct dfcl_bench_run first; /* the very first run: warm-up where there is one */
 };
@@ -67,23 +69,55 @@ static dfcl_status write_output(struct job *j, dfcl_error *err) {
 
 /* ---- runs ---- */
 
+/* Room for another timed run. */
+static dfcl_status reserve(struct job *j, dfcl_error *err) {
+    if (j->count < j->cap)
+        return DFCL_OK;
+    int cap = j->cap ? 2 * j->cap : 64;
+    double *more = realloc(j->seconds, (size_t)cap * sizeof *more);
+    if (more)
+        j->seconds = more;
+    double *alone = realloc(j->alone, (size_t)cap * sizeof *alone);
+    if (alone)
+        j->alone = alone;
+    double *cpu = realloc(j->cpu, (size_t)cap * sizeof *cpu);
+    if (cpu)
+        j->cpu = cpu;
+    if (!more || !alone || !cpu)
+        return bench_fail(err, DFCL_NOMEM, "out of memory");
+    j->cap = cap;
+    return DFCL_OK;
+}
+
+/* A run with `domains` in the batch (0: there are none), and the processor time of all threads in it. */
+static dfcl_status run_mixed(struct job *j, int domains, struct dfcl_bench_run *r, double *cpu, dfcl_error *err) {
+    dfcl_status s = domains ? dfcl_bench_mix(j->bench, domains, err) : DFCL_OK;
+    clock_t start = clock();
+    if (!s)
+        s = dfcl_bench_run(j->bench, r, err);
+    *cpu = (double)(clock() - start) / CLOCKS_PER_SEC;
+    return s;
+}
+
+/* One run; with domains a pair of runs, in an order that alternates. */
 static dfcl_status run_once(struct job *j, bool timed, dfcl_error *err) {
-    struct dfcl_bench_run r;
-    dfcl_status s = dfcl_bench_run(j->bench, &r, err);
+    struct dfcl_bench_run r = {0}, one = {0};
+    double cpu = 0, cpu_one = 0;
+    dfcl_status s = reserve(j, err);
+    if (!s && j->p.domains && j->count % 2 == 0)
+        s = run_mixed(j, 1, &one, &cpu_one, err);
+    if (!s)
+        s = run_mixed(j, j->p.domains, &r, &cpu, err);
+    if (!s && j->p.domains && j->count % 2)
+        s = run_mixed(j, 1, &one, &cpu_one, err);
     if (s)
         return s;
     if (!j->first.seconds)
-        j->first = r;
+        j->first = j->p.domains ? one : r;
     if (!timed)
         return DFCL_OK;
-    if (j->count == j->cap) {
-        int cap = j->cap ? 2 * j->cap : 64;
-        double *more = realloc(j->seconds, (size_t)cap * sizeof *more);
-        if (!more)
-            return bench_fail(err, DFCL_NOMEM, "out of memory");
-        j->seconds = more;
-        j->cap = cap;
-    }
+    j->alone[j->count] = one.seconds / j->p.batch;
+    j->cpu[j->count] = cpu_one > 0 ? cpu / cpu_one : 0;
     j->seconds[j->count++] = r.seconds / j->p.batch;
     return DFCL_OK;
 }
@@ -125,6 +159,11 @@ static dfcl_status run(struct job *j, dfcl_error *err) {
         s = run_once(j, true, err);
     if (!s)
         s = bench_peak_now(j->dev, limit, 3, &j->peak_after, err);
+    if (!s && j->output && j->p.domains) { /* the last run may have been the other of its pair */
+        struct dfcl_bench_run r;
+        double cpu;
+        s = run_mixed(j, j->p.domains, &r, &cpu, err);
+    }
     return s || !j->output ? s : write_output(j, err);
 }
 
@@ -140,6 +179,7 @@ static void print_variants(const struct dfcl_bench_info *info) {
 /* What follows from the times. */
 struct summary {
     struct bench_spread s; /* seconds per image */
+    struct bench_spread alone, ratio, cpu; /* with domains: of batches of one domain; of each pair, and of its processor times */
     double gflops, fraction;
     uint64_t peak_memory;
 };
@@ -156,6 +196,14 @@ static void print_json(const struct job *j, const struct dfcl_bench_info *info, 
                info->recompute, (long long)info->trained_values);
     if (j->p.kind == DFCL_BENCH_SAMPLE)
         printf(", \"sampler\": \"%s\", \"steps\": %d, \"cfg\": %g", j->sampler, j->p.sample.steps, j->p.sample.cfg);
+    if (j->p.domains) {
+        printf(",\n  \"domains\": %d, ", j->p.domains);
+        bench_json_spread(stdout, "one_domain_seconds_per_image", m->alone);
+        printf(", ");
+        bench_json_spread(stdout, "ratio", m->ratio);
+        printf(", ");
+        bench_json_spread(stdout, "cpu_ratio", m->cpu);
+    }
     printf(",\n  ");
     bench_json_spread(stdout, "seconds_per_image", m->s);
     printf(",\n  \"gflop_per_image\": %.6g, \"gflops\": %.6g", info->flops / j->p.batch / 1e9, m->gflops);
@@ -181,6 +229,9 @@ static void print_text(const struct job *j, const struct dfcl_bench_info *info, 
     printf("%s %s, %d x %d x %d, %s, batch %d: %.4g s per image%s (%.4g to %.4g, %d runs)\n", j->name,
            sh->name[0] ? sh->name : "a model of its own size", sh->channels, sh->input, sh->input, j->weights,
            j->p.batch, m->s.median, j->p.kind == DFCL_BENCH_TRAIN ? " and step" : "", m->s.min, m->s.max, j->count);
+    if (j->p.domains)
+        printf("  %d domains in a batch against one: %.4g s per image, ratio %.3f (%.3f to %.3f), of processor time %.3f (%.3f to %.3f)\n", j->p.domains,
+               m->alone.median, m->ratio.median, m->ratio.min, m->ratio.max, m->cpu.median, m->cpu.min, m->cpu.max);
     printf("  %.1f GFLOP/s of %.1f GFLOP per image", m->gflops, info->flops / j->p.batch / 1e9);
     if (j->peak > 0)
         printf("; %.1f %% of the %s peak (%.1f before, %.1f GFLOP/s after)", 100 * m->fraction, info->bf16_products ? "bf16" : "f32",
@@ -197,7 +248,19 @@ static dfcl_status report(struct job *j, dfcl_error *err) {
     dfcl_status st = dfcl_bench_get_info(j->bench, &info, err);
     if (st)
         return st;
-    struct summary m = {.s = bench_spread(j->seconds, j->count)};
+    struct summary m = {0};
+    if (j->p.domains) {
+        double *ratios = malloc((size_t)j->count * sizeof *ratios);
+        if (!ratios)
+            return bench_fail(err, DFCL_NOMEM, "out of memory");
+        for (int i = 0; i < j->count; i++)
+            ratios[i] = j->seconds[i] / j->alone[i];
+        m.ratio = bench_spread(ratios, j->count);
+        m.alone = bench_spread(j->alone, j->count);
+        m.cpu = bench_spread(j->cpu, j->count);
+        free(ratios);
+    }
+    m.s = bench_spread(j->seconds, j->count);
     double peak = 0.5 * (j->peak + j->peak_after) / 1e9;
     bool cpu = dfcl_device_get_info(j->dev)->type == DFCL_DEVICE_CPU;
     m.gflops = info.flops / j->p.batch / m.s.median / 1e9;
@@ -274,6 +337,8 @@ static int measure(struct job *j, int argc, char **argv, const char *usage, cons
     dfcl_bench_destroy(&j->bench);
     dfcl_device_close(&j->dev);
     free(j->seconds);
+    free(j->alone);
+    free(j->cpu);
     return s ? cli_fail(j->c, &err) : 0;
 }
 
@@ -282,9 +347,13 @@ static struct job job_of(struct cli *c, const char *name, enum dfcl_bench_kind k
                         .p = {.kind = kind, .batch = 1, .method = "difffit", .model = {.max_class_rows = 1}}};
 }
 
+#define DOMAINS_OPTION(domains)                                                                                                         \
+    {"--domains", CLI_INT, domains, "N", "pictures of N domains in turn, and beside each run one with all in one domain (no domains)", 1, 1024}
+
 int bench_forward(struct cli *c, int argc, char **argv) {
     struct job j = job_of(c, "forward", DFCL_BENCH_FORWARD);
     const struct cli_option own[] = {
+        DOMAINS_OPTION(&j.p.domains),
         {"--output", CLI_PATH, &j.output, "FILE", "write what it computes as safetensors: out [B,2C,S,S]", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
@@ -316,6 +385,7 @@ int bench_sample(struct cli *c, int argc, char **argv) {
         {"--sampler", CLI_CHOICE, &j.sampler, "ddim|ddpm|dpm++", "sampler (ddim)", 0, 0},
         {"--steps", CLI_INT, &sp->steps, "N", "sampling steps (10)", 1, 1000},
         {"--cfg", CLI_DBL, &sp->cfg, "W", "guidance scale (4; 1: none)", 0, 100},
+        DOMAINS_OPTION(&j.p.domains),
         {"--max-memory", CLI_SIZE, &j.p.max_memory, "SIZE", "device memory to stay within (8G, 800M)", 0, 0},
         {"--output", CLI_PATH, &j.output, "FILE", "write the latents as safetensors: out [B,C,S,S]", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
