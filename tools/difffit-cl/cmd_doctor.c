@@ -350,7 +350,7 @@ static void add_devices(struct cli *c, cJSON *root, bool selftest, cJSON *hints,
         real += strcmp(text_of(o, "backend"), "host") != 0;
         look_at_device(c, o, selftest, hints, r);
     }
-    if (ok && !real)
+    if (ok && !real && strcmp(text_of(cJSON_GetObjectItemCaseSensitive(root, "loader"), "path"), "none") != 0)
         add_hint(hints, "no OpenCL device was found: only the slow reference `host` is there");
     cJSON_AddItemToObject(root, "devices", list);
 }
@@ -421,17 +421,23 @@ static void add_cache(cJSON *root, cJSON *hints) {
 
 /* ---- text ---- */
 
-static void print_scalar(const char *key, const cJSON *v) {
+static void scalar(const char *key, const cJSON *v, char *buf, size_t size) {
     size_t n = strlen(key);
     double d = cJSON_GetNumberValue(v);
     if (cJSON_IsNumber(v) && n > 5 && !strcmp(key + n - 5, "bytes") && d >= 1048576.0)
-        printf("%.1f MiB", d / 1048576.0);
+        snprintf(buf, size, "%.1f MiB", d / 1048576.0);
     else if (cJSON_IsNumber(v))
-        printf("%.10g", d);
+        snprintf(buf, size, "%.10g", d);
     else if (cJSON_IsBool(v))
-        printf("%s", cJSON_IsTrue(v) ? "yes" : "no");
+        snprintf(buf, size, "%s", cJSON_IsTrue(v) ? "yes" : "no");
     else
-        printf("%s", cJSON_IsString(v) ? v->valuestring : "-");
+        snprintf(buf, size, "%s", cJSON_IsString(v) ? v->valuestring : "-");
+}
+
+static void print_scalar(const char *key, const cJSON *v) {
+    char buf[8192];
+    scalar(key, v, buf, sizeof buf);
+    printf("%s", buf);
 }
 
 /* Members of a row: the first as it is, others with their names. */
@@ -478,17 +484,19 @@ static void print_devices(const cJSON *a) {
                 print_scalar(head[i], v);
                 first = false;
             }
-        printf("\n    ");
-        first = true;
+        int column = 120; /* the rest wrapped at 100 columns */
         cJSON_ArrayForEach(v, o) {
             bool done = cJSON_IsString(v) && !v->valuestring[0];
             for (size_t i = 0; i < sizeof head / sizeof *head; i++)
                 done = done || !strcmp(v->string, head[i]);
             if (done)
                 continue;
-            printf("%s%s ", first ? "" : ", ", v->string);
-            print_scalar(v->string, v);
-            first = false;
+            char value[8192];
+            scalar(v->string, v, value, sizeof value);
+            int n = (int)(strlen(v->string) + strlen(value)) + 1;
+            bool wrap = column + n + 2 > 100;
+            printf("%s%s %s", !wrap ? ", " : column > 110 ? "\n    " : ",\n    ", v->string, value);
+            column = (wrap ? 4 : column + 2) + n;
         }
         putchar('\n');
     }
