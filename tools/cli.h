@@ -121,7 +121,7 @@ void cli_activations(const char *activations, struct dfcl_model_params *p);
 
 /* How pictures of a folder are read. */
 #define CLI_PICTURE_OPTIONS(crop, alpha, skip_bad)                                                                                 \
-    {"--crop", CLI_CHOICE, crop, "center|random", "pictures: center (default), or random, another part each time", 0, 0},            \
+    {"--crop", CLI_CHOICE, crop, "center|random", "pictures: the middle square (center), or a random one; training cuts another each time", 0, 0},            \
     {"--alpha", CLI_CHOICE, alpha, "white|drop", "pictures: transparency on white (default), or drop: the colour under it", 0, 0},   \
     {"--skip-bad", CLI_FLAG, skip_bad, NULL, "leave out files that cannot be read instead of stopping", 0, 0}
 

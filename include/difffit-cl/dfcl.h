@@ -4,6 +4,7 @@
 
 #include <difffit-cl/base.h>
 #include <difffit-cl/device.h>
+#include <difffit-cl/encode.h>
 #include <difffit-cl/model.h>
 #include <difffit-cl/sample.h>
 #include <difffit-cl/train.h>

@@ -45,7 +45,7 @@ struct dfcl_train_params {
     int max_skipped;       /* [20] steps in a row with non-finite numbers that end the run */
     double spike_z;        /* [6] a loss so many standard deviations above the last 100 counts as a spike; negative: none does */
     int64_t sample_every;  /* [0: never] sample grids under samples/ */
-    const char *vae;       /* [none] autoencoder whose decoder makes pictures of the grids' latents; in memory only meanwhile */
+    const char *vae;       /* [none] autoencoder whose decoder makes pictures of the grids' latents, in memory only meanwhile; cached latents of another encoder are refused */
     int64_t log_every;     /* [10] */
     const char *resume;    /* NULL: new run; "auto": newest checkpoint if any; or a checkpoint folder */
     uint64_t max_memory;   /* [device's memory] bytes; the micro-batch and what is recomputed are chosen by it where they are not given */

@@ -36,6 +36,8 @@ DFCL_API const struct dfcl_vae_shape *dfcl_vae_get_shape(const dfcl_vae *vae);
  * not loaded. */
 DFCL_API const char *dfcl_vae_encoder_hash(const dfcl_vae *vae);
 DFCL_API const char *dfcl_vae_decoder_hash(const dfcl_vae *vae);
+/* That of the encoder in a file (dfcl_vae_params.path), without a device: tells whether latents come from it. */
+DFCL_API dfcl_status dfcl_vae_file_hash(const dfcl_context *ctx, const char *path, char hash[65], dfcl_error *err);
 
 /* Bytes on the device: of the weights, and beside them for a picture of this size (its own sides, whatever the direction) whole and in the thinnest
  * bands. `encode` 0: to decode it. */

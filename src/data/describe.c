@@ -9,6 +9,8 @@
 #include "formats/tensor_file.h"
 #include "methods/delta.h"
 
+#include <difffit-cl/vae.h>
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -408,9 +410,12 @@ static dfcl_status describe_folder(const dfcl_context *ctx, const char *path, in
     if (cJSON_IsString(format) && !strncmp(format->valuestring, "difffit-cl run", 14)) {
         s = describe_run(ctx, path, config, o, err);
     } else if (cJSON_IsString(class) && !strcmp(class->valuestring, "AutoencoderKL")) {
+        char hash[65];
         dfcl_json_add_text(o, "kind", "vae");
         dfcl_json_add(o, "config", cJSON_Duplicate(config, 1));
         s = DFCL_OK;
+        if (!dfcl_vae_file_hash(ctx, path, hash, NULL)) /* the weights may lie elsewhere */
+            dfcl_json_add_text(o, "encoder_hash", hash);
     } else if (cJSON_IsString(class) || has_entry(path, "model_index.json") || has_entry(path, "transformer")) {
         s = describe_base(ctx, path, o, err);
     } else if (has_entry(path, "state.json") && has_entry(path, "tensors.safetensors")) {

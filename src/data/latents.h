@@ -84,10 +84,10 @@ void dfcl_latents_sample(const struct dfcl_latents_settings *settings, const flo
 
 struct dfcl_latents_writer;
 
-/* Creates the folder or goes on with the cache in it; one process at a time. DFCL_USAGE: other things lie there, or a cache of other settings; DFCL_ERROR:
+/* Creates the folder or goes on with the cache in it; one process at a time. Rows wait for a shard at most save_seconds (0: 60). DFCL_USAGE: other things lie there, or a cache of other settings; DFCL_ERROR:
  * another process is at it. */
 dfcl_status dfcl_latents_writer_open(struct dfcl_latents_writer **out, const dfcl_context *ctx, const char *path,
-                                     const struct dfcl_latents_settings *settings, dfcl_error *err);
+                                     const struct dfcl_latents_settings *settings, double save_seconds, dfcl_error *err);
 /* A picture's file as it is now. */
 struct dfcl_latents_source {
     const char *name;          /* relative to the folder of pictures */
@@ -96,8 +96,8 @@ struct dfcl_latents_source {
 };
 /* True when a row of that name, size and time, or (with_hash) of that name and hash, is there: it is kept. */
 bool dfcl_latents_writer_keep(struct dfcl_latents_writer *w, const struct dfcl_latents_source *source, bool with_hash);
-/* A row: moments of the picture, then (flips) of its mirror image, each mean and logvar [C,S,S]. Shards are written as they fill, or when a minute has
- * passed since the last. DFCL_FORMAT: a name that is not UTF-8. */
+/* A row: moments of the picture, then (flips) of its mirror image, each mean and logvar [C,S,S]. Shards are written as they fill, or when their first
+ * row has waited long enough. DFCL_FORMAT: a name that is not UTF-8. */
 dfcl_status dfcl_latents_writer_add(struct dfcl_latents_writer *w, const struct dfcl_latents_source *source, const float *moments, dfcl_error *err);
 /* Writes the rows that wait. */
 dfcl_status dfcl_latents_writer_flush(struct dfcl_latents_writer *w, dfcl_error *err);

@@ -12,7 +12,7 @@
 
 #define SHARD_BYTES ((size_t)64 << 20)
 #define SHARD_ROWS 4096
-#define MOST_SECONDS 60.0 /* of work that a kill may cost */
+#define SAVE_SECONDS 60.0
 
 /* A row of a shard on disk. */
 struct row {
@@ -38,7 +38,7 @@ struct dfcl_latents_writer {
     int64_t *stat;                    /* [capacity][2] */
     unsigned char *sha256;            /* [capacity][32] */
     struct dfcl_list names;
-    double since; /* of the first that waits */
+    double since, save_seconds; /* the first has waited since, and may so long */
 };
 
 /* ---- opening ---- */
@@ -120,7 +120,7 @@ static dfcl_status take_buffers(struct dfcl_latents_writer *w, dfcl_error *err) 
 }
 
 dfcl_status dfcl_latents_writer_open(struct dfcl_latents_writer **out, const dfcl_context *ctx, const char *path,
-                                     const struct dfcl_latents_settings *settings, dfcl_error *err) {
+                                     const struct dfcl_latents_settings *settings, double save_seconds, dfcl_error *err) {
     *out = NULL;
     struct dfcl_latents_writer *w = dfcl_calloc(ctx, 1, sizeof *w, err);
     if (!w)
@@ -128,6 +128,7 @@ dfcl_status dfcl_latents_writer_open(struct dfcl_latents_writer **out, const dfc
     w->ctx = ctx;
     w->lock_fd = -1;
     w->settings = *settings;
+    w->save_seconds = save_seconds > 0 ? save_seconds : SAVE_SECONDS;
     if (!w->settings.random_crop)
         w->settings.seed = 0;
     w->path = dfcl_strdup(ctx, path, err);
@@ -229,7 +230,7 @@ dfcl_status dfcl_latents_writer_add(struct dfcl_latents_writer *w, const struct 
     w->stat[2 * i] = source->bytes;
     w->stat[2 * i + 1] = source->mtime;
     memcpy(w->sha256 + 32 * i, source->sha256, 32);
-    return w->waiting == w->capacity || dfcl_now() - w->since > MOST_SECONDS ? dfcl_latents_writer_flush(w, err) : DFCL_OK;
+    return w->waiting == w->capacity || dfcl_now() - w->since > w->save_seconds ? dfcl_latents_writer_flush(w, err) : DFCL_OK;
 }
 
 static char *names_json(const struct dfcl_latents_writer *w, dfcl_error *err) {

@@ -2,6 +2,7 @@
 #include "models/vae.h"
 
 #include <math.h>
+#include <string.h>
 
 static void drop(struct dfcl_vae *v, struct vae_coder *c) {
     for (int t = 0; c->steps && t < c->count; t++)
@@ -48,6 +49,19 @@ const char *dfcl_vae_encoder_hash(const dfcl_vae *v) {
 }
 const char *dfcl_vae_decoder_hash(const dfcl_vae *v) {
     return v->hash[1];
+}
+dfcl_status dfcl_vae_file_hash(const dfcl_context *ctx, const char *path, char hash[65], dfcl_error *err) {
+    const struct dfcl_vae_params p = {.path = path, .only_encoder = 1, .groups = 1}; /* any number of groups does to read the values */
+    dfcl_device *host;
+    dfcl_vae *v = NULL;
+    dfcl_status s = dfcl_device_open(&host, ctx, "host", err);
+    if (!s)
+        s = dfcl_vae_open(&v, host, &p, err);
+    if (!s)
+        memcpy(hash, v->hash[0], 65);
+    dfcl_vae_close(&v);
+    dfcl_device_close(&host);
+    return s;
 }
 const char *dfcl_vae_plan(const dfcl_vae *v) {
     return v->plan;

@@ -9,6 +9,7 @@
 #include "base/philox.h"
 #include "base/clock.h"
 #include "data/dataset.h"
+#include "data/latents.h"
 #include "diffusion/schedule.h"
 #include "methods/delta.h"
 #include "train/checkpoint.h"
@@ -20,6 +21,7 @@
 #include "train/trace.h"
 #include "train/validate.h"
 
+#include <difffit-cl/vae.h>
 #include <difffit-cl/train.h>
 
 struct dfcl_trainer {
@@ -60,6 +62,12 @@ static dfcl_status open_data(dfcl_trainer *t, dfcl_error *err) {
                                      .flip = t->cfg.p.flip != 0, .random_crop = t->cfg.random_crop, .alpha = t->cfg.alpha,
                                      .skip_bad = t->cfg.p.skip_bad != 0, .val_fraction = t->cfg.p.val_fraction, .seed = t->cfg.p.seed, .batch = t->cfg.p.batch, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
     dfcl_base_close(&base);
+    char hash[65];
+    if (t->cfg.p.vae && dfcl_latents_here(o.path)) {
+        if ((s = dfcl_vae_file_hash(t->ctx, t->cfg.p.vae, hash, err)) != DFCL_OK)
+            return s;
+        o.vae_hash = hash;
+    }
     return dfcl_dataset_open(&t->data, t->ctx, &o, err);
 }
 

@@ -16,7 +16,7 @@ import zlib
 
 CLI, GOLDEN = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
 PATTERN = sys.argv[3] if len(sys.argv) > 3 else ""
-COMMANDS = ["devices", "demo", "train", "sample", "info", "init", "merge", "verify", "selftest", "doctor"]
+COMMANDS = ["devices", "demo", "encode", "train", "sample", "info", "init", "merge", "verify", "selftest", "doctor"]
 tmp = tempfile.TemporaryDirectory(prefix="dfcl-cli-")
 T = tmp.name
 os.environ["XDG_CACHE_HOME"] = os.path.join(T, "cache")

@@ -17,7 +17,7 @@ static void make(const char *dir) {
     if (!s)
         s = dfcl_list_add(fuzz_context(), &classes, "b", NULL);
     if (!s)
-        s = dfcl_latents_writer_open(&w, fuzz_context(), dir, &st, NULL);
+        s = dfcl_latents_writer_open(&w, fuzz_context(), dir, &st, 0, NULL);
     for (int i = 0; !s && i < 2; i++)
         s = dfcl_latents_writer_add(w, &(struct dfcl_latents_source){.name = names[i]}, moments, NULL);
     if (!s)

@@ -95,7 +95,7 @@ static void finish(struct dfcl_latents_writer **w, unsigned mask) {
 static struct dfcl_latents_writer *open_writer(const char *name) {
     struct dfcl_latents_writer *w;
     struct dfcl_latents_settings st = settings();
-    OK(dfcl_latents_writer_open(&w, ctx, at(name), &st, err));
+    OK(dfcl_latents_writer_open(&w, ctx, at(name), &st, 0, err));
     return w;
 }
 static void write_all(const char *name) {
@@ -226,24 +226,24 @@ static void refused(void **state) {
     struct dfcl_latents_settings st = settings();
     write_all("set");
     st.vae[3] = 'b';
-    assert_int_equal(dfcl_latents_writer_open(&w, ctx, at("set"), &st, &e), DFCL_FORMAT);
+    assert_int_equal(dfcl_latents_writer_open(&w, ctx, at("set"), &st, 0, &e), DFCL_FORMAT);
     assert_non_null(strstr(e.msg, "another VAE"));
     st = settings();
     st.size = 48;
-    assert_int_equal(dfcl_latents_writer_open(&w, ctx, at("set"), &st, &e), DFCL_FORMAT);
+    assert_int_equal(dfcl_latents_writer_open(&w, ctx, at("set"), &st, 0, &e), DFCL_FORMAT);
     st = settings();
     st.random_crop = true;
-    assert_int_equal(dfcl_latents_writer_open(&w, ctx, at("set"), &st, &e), DFCL_FORMAT);
+    assert_int_equal(dfcl_latents_writer_open(&w, ctx, at("set"), &st, 0, &e), DFCL_FORMAT);
     assert_non_null(strstr(e.msg, "crop"));
     check("set", 0x1ff, 0, NULL);
     st = settings();
     OK(dfcl_mkdirs(ctx, at("mine"), err));
     OK(dfcl_file_write(ctx, at("mine/thesis.txt"), "x", 1, err));
-    assert_int_equal(dfcl_latents_writer_open(&w, ctx, at("mine"), &st, &e), DFCL_USAGE);
+    assert_int_equal(dfcl_latents_writer_open(&w, ctx, at("mine"), &st, 0, &e), DFCL_USAGE);
     assert_non_null(strstr(e.msg, "thesis.txt"));
     assert_int_equal(entries("mine"), 1);
     w = open_writer("set");
-    assert_int_equal(dfcl_latents_writer_open(&other, ctx, at("set"), &st, &e), DFCL_ERROR);
+    assert_int_equal(dfcl_latents_writer_open(&other, ctx, at("set"), &st, 0, &e), DFCL_ERROR);
     assert_non_null(strstr(e.msg, "another process"));
     float m[4 * N] = {0};
     assert_int_equal(dfcl_latents_writer_add(w, &(struct dfcl_latents_source){.name = "a/\xff.png"}, m, &e), DFCL_FORMAT);
@@ -256,7 +256,7 @@ static void half_precision(void **state) {
     struct dfcl_latents_settings st = settings();
     st.type = DFCL_F16;
     st.flips = false;
-    OK(dfcl_latents_writer_open(&w, ctx, at("half"), &st, err));
+    OK(dfcl_latents_writer_open(&w, ctx, at("half"), &st, 0, err));
     float m[2 * N], got[2 * N];
     for (int k = 0; k < 2 * N; k++)
         m[k] = (float)k / 7.0f - 2.0f;

@@ -34,7 +34,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--weights-of", CLI_CHOICE, &which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
         CLI_WEIGHTS_OPTIONS(&weights, &pack),
         {"--data", CLI_PATH, &p.data, "DIR", "image folder (a sub-folder a class) or folder of latents (required)", 0, 0},
-        {"--vae", CLI_PATH, &vae, "none|DIR", "autoencoder that decodes the grids of --sample-every (none: the model works on pixels, or grids stay latents)", 0, 0},
+        {"--vae", CLI_PATH, &vae, "none|DIR", "autoencoder: decodes the grids of --sample-every; cached latents must come from its encoder (none)", 0, 0},
         {"--out", CLI_PATH, &p.run_dir, "RUN", "run directory (required)", 0, 0},
         {"--method", CLI_CHOICE, &p.method, "difffit|difffit-block|bitfit|full", "which parameters are trained and added (difffit); docs/methods.md", 0, 0},
         {"--gamma-sites", CLI_STR, &p.gamma_sites, "LIST", "qkv,proj,attn,mlp: where scale vectors go (the method's)", 0, 0},
@@ -85,8 +85,8 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     if (p.dtype && (!p.method || strcmp(p.method, "full")))
         return cli_usage(c, "--dtype is for --method full: a delta holds f32 values");
     p.vae = strcmp(vae, "none") ? vae : NULL;
-    if (p.vae && !p.sample_every && cli_given(c, "--vae") == CLI_WORDS)
-        return cli_usage(c, "--vae goes with --sample-every: it decodes the grids");
+    if (p.vae && !p.sample_every && !dfcl_is_latent_cache(p.data) && cli_given(c, "--vae") == CLI_WORDS)
+        return cli_usage(c, "--vae goes with --sample-every, whose grids it decodes, or with cached latents, which must come from it");
     if (no_best && p.val_fraction <= 0)
         return cli_usage(c, "--no-keep-best goes with --val-fraction");
     cli_weights(c, weights, pack, &p.model);

@@ -6,6 +6,7 @@
 static const struct cli_command commands[] = {
     {"devices", cmd_devices, "list every compute device"},
     {"demo", cmd_demo, "fine-tune the small base on handwritten digits; before and after pictures"},
+    {"encode", cmd_encode, "turn a folder of pictures into a cache of latents to train from"},
     {"train", cmd_train, "fine-tune a base on an image folder (or train one from scratch)"},
     {"sample", cmd_sample, "draw pictures from a base and a delta"},
     {"info", cmd_info, "say what a checkpoint, delta, run or data folder is"},
