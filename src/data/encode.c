@@ -1,6 +1,6 @@
 /* difffit-cl/encode.h: pictures are read, hashed and cropped ahead on threads; the encoder takes them one by one; the cache (data/latents.h) is filled. */
 #include <pthread.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -216,6 +216,27 @@ static void find_work(struct dfcl_encoder *e) {
     e->progress.done = e->progress.kept;
 }
 
+/* A cache among the pictures would be a class the next time. `out` may not be there yet, but the folder that it comes into. */
+static dfcl_status check_apart(const struct dfcl_encoder *e, const char *out, dfcl_error *err) {
+    char *data = realpath(e->data, NULL), *to = realpath(out, NULL), *copy = dfcl_strdup(e->ctx, out, err);
+    if (copy && !to) {
+        for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/';)
+            copy[--n] = 0;
+        char *slash = strrchr(copy, '/');
+        if (slash)
+            *slash = 0;
+        to = realpath(!slash ? "." : *copy ? copy : "/", NULL);
+    }
+    size_t n = data ? strlen(data) : 0;
+    dfcl_status s = copy ? DFCL_OK : DFCL_NOMEM;
+    if (copy && data && to && !strncmp(to, data, n) && (!to[n] || to[n] == '/'))
+        s = dfcl_fail(err, DFCL_USAGE, "%s: expected a folder outside of the pictures in %s", out, e->data);
+    free(data);
+    free(to);
+    dfcl_free(e->ctx, copy);
+    return s;
+}
+
 static dfcl_status parse_type(const char *name, enum dfcl_dtype *out, dfcl_error *err) {
     *out = !name || !strcmp(name, "f32") ? DFCL_F32 : !strcmp(name, "f16") ? DFCL_F16 : !strcmp(name, "bf16") ? DFCL_BF16 : DFCL_DTYPE_COUNT;
     return *out == DFCL_DTYPE_COUNT ? dfcl_fail(err, DFCL_USAGE, "type: expected f32, f16 or bf16, found %s", name) : DFCL_OK;
@@ -239,6 +260,8 @@ dfcl_status dfcl_encoder_create(dfcl_encoder **out, dfcl_device *dev, const stru
         s = parse_type(p->dtype, &e->settings.type, err);
     if (!s)
         s = find_pictures(e, err);
+    if (!s)
+        s = check_apart(e, p->out, err);
     if (!s)
         s = open_vae(e, dev, p, err);
     if (!s)

@@ -203,7 +203,12 @@ os.remove(bad)
 fails(6, *words("whole", "--flip", size=args.size // 2), says="expected pictures of")
 fails(6, *words("whole"), says="mirror images")
 fails(2, *words("odd", size=args.size + 1), says="multiple of 2")
-fails(2, *words("pictures"), says=["pictures", "expected a new folder or a cache of latents"])
+for out in "pictures", "pictures/latents", "pictures/new/":
+    fails(2, *words(out), says="expected a folder outside of the pictures")
+os.makedirs(path("mine"))
+open(path("mine", "thesis.txt"), "w").close()
+fails(2, *words("mine"), says=["thesis.txt", "expected a new folder or a cache of latents"])
+assert os.listdir(path("mine")) == ["thesis.txt"]
 fails(2, *words("again", data=path("whole")), says="expected a folder of pictures")
 fails(6, "encode", "--device", args.device, "--vae", path("pictures"), "--data", path("pictures"), "--out", path("x"), says="pictures")
 assert not os.path.exists(path("odd")) and not os.path.exists(path("x"))
