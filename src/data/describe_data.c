@@ -106,6 +106,8 @@ static void add_settings(const dfcl_context *ctx, const struct dfcl_latents_sett
     dfcl_latents_settings_text(&t, st);
     cJSON *settings = t.failed ? NULL : cJSON_Parse(t.s), *item;
     dfcl_text_finish(&t);
+    if (!settings)
+        dfcl_json_add(o, "settings", NULL); /* spoils it: out of memory */
     while ((item = settings ? cJSON_DetachItemFromArray(settings, 0) : NULL) != NULL)
         dfcl_json_add(o, item->string, item);
     cJSON_Delete(settings);
