@@ -413,7 +413,10 @@ DFCL_FN struct ahead block_lines(GLOBAL const void *w, int C, int sum, int c0, i
         cols = min(PANEL, C - c0);
     }
     int n = min(TB, sum - t0);
-    if ((VW == 16 && !DOT) || cols <= 0)
+#if VW == 16 && !DOT
+    cols = 0;
+#endif
+    if (cols <= 0)
         return f;
 #if KIND == 0
     f.p += ((dfcl_i64)c0 * sum + (dfcl_i64)t0 * PANEL) * WSIZE;

@@ -12,9 +12,10 @@
 static struct kernel_set sets[MAX_SETS];
 
 static bool has_feature(const struct dfcl_device *dev, const char *feature) {
+    if (!strcmp(feature, "avx512_bf16")) /* the driver's compiler must know it too: tried when the device was opened */
+        return dev->dot == DFCL_DOT_NATIVE;
     int want = !strcmp(feature, "avx2")          ? DFCL_CPU_AVX2
                : !strcmp(feature, "avx512")      ? DFCL_CPU_AVX512
-               : !strcmp(feature, "avx512_bf16") ? DFCL_CPU_AVX512_BF16
                : !strcmp(feature, "avx512_vnni") ? DFCL_CPU_AVX512_VNNI
                                                  : 0;
     if (!want) {
@@ -66,7 +67,11 @@ int main(int argc, char **argv) {
     size_t count = kernel_sets_read(argv[1], sets);
     dfcl_context *ctx;
     dfcl_error err = {0};
-    if (dfcl_context_create(&ctx, NULL, &err)) {
+    struct dfcl_context_params params = {0};
+#ifdef DFCL_PROGRAM
+    params.probe_program = DFCL_PROGRAM;
+#endif
+    if (dfcl_context_create(&ctx, &params, &err)) {
         fprintf(stderr, "%s\n", err.msg);
         return 1;
     }
