@@ -51,8 +51,9 @@ fi
 # Only what starts threads on the host: the loader of pictures, alone and under the trainer; contexts side by side.
 stage "thread sanitizer"
 if step "thread-sanitized build" make_build clang "$work/tsan" --buildtype=debugoptimized --werror -Dtests=enabled -Dopencl=disabled \
-    -Db_sanitize=thread -Db_lundef=false -- tests/unit/test_dataset tests/model/test_trainer tests/model/test_contexts; then
-    TSAN_OPTIONS=halt_on_error=1 suite "$work/tsan" --timeout-multiplier 8 dataset trainer-host contexts
+    -Db_sanitize=thread -Db_lundef=false -- tests/unit/test_dataset tests/model/test_trainer tests/model/test_contexts tests/model/test_weights \
+    tests/unit/test_latents; then
+    TSAN_OPTIONS=halt_on_error=1 suite "$work/tsan" --timeout-multiplier 8 dataset trainer-host contexts weights-host latents
 fi
 
 stage "documents"

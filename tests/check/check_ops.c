@@ -1,8 +1,8 @@
-/* check_ops DEVICE [FILTER] [--mask M] [--rounds N] [--seed S] [--vector-bits N] [--max-flops N]
+/* check_ops DEVICE [FILTER] [--mask M] [--rounds N] [--seed S] [--vector-bits N] [--max-flops N] [--each VARIANT]
  *
  * Runs the check cases of every op on a device against the host reference. DEVICE is any selector, or a backend's name for the first usable device
  * of it. Exit 77 (skipped) when there is no such device. --vector-bits makes CPU variants choose the code for another vector width; --max-flops
- * leaves out the larger cases. */
+ * leaves out the larger cases; with --each every op that has the variant must have run a case of it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,12 +19,38 @@ struct options {
     unsigned vector_bits;
     const char *dot; /* NULL: what the device says */
     double max_flops;
+    const char *each;
 };
+
+static char ran[128][64]; /* "op/variant" of the lines that came */
+static size_t ran_count;
 
 static void print_line(void *user, const char *line) {
     (void)user;
+    if (ran_count < DFCL_COUNT(ran) && sscanf(line, "%*s %63[^: ]", ran[ran_count]) == 1)
+        ran_count++;
     puts(line);
     fflush(stdout);
+}
+
+/* Number of ops whose variant of this name ran no case. */
+static int missing(const char *variant) {
+    int count, found = 0;
+    const struct dfcl_op *const *op = dfcl_ops(&count);
+    for (int i = 0; i < count; i++) {
+        char name[64];
+        bool has = false, seen = false;
+        snprintf(name, sizeof name, "%s/%s", op[i]->name, variant);
+        for (int v = 0; v < op[i]->variant_count; v++)
+            has = has || !strcmp(op[i]->variants[v].name, variant);
+        for (size_t k = 0; k < ran_count; k++)
+            seen = seen || !strcmp(ran[k], name);
+        if (has && !seen) {
+            printf("FAILED %s: no case was run\n", name);
+            found++;
+        }
+    }
+    return found;
 }
 
 static void print_log(void *user, enum dfcl_log_level level, const char *line) {
@@ -53,6 +79,8 @@ static int parse(struct options *o, int argc, char **argv) {
                 o->dot = v;
             else if (!strcmp(a, "--max-flops"))
                 o->max_flops = atof(v);
+            else if (!strcmp(a, "--each"))
+                o->each = v;
             else
                 return 2;
         } else if (!o->device) {
@@ -112,6 +140,8 @@ int main(int argc, char **argv) {
     printf("%s on %s, variants \"%s\", vectors of %u bits, seed %llu\n", dev->info.name, dev->info.platform, o.mask ? o.mask : "",
            dev->info.vector_bits, (unsigned long long)o.seed);
     s = dfcl_check_ops_small(dev, o.filter, o.rounds, o.seed, o.max_flops, print_line, NULL, &passed, &failed, &err);
+    if (!s && o.each)
+        failed += missing(o.each);
     printf("%d passed, %d failed\n", passed, failed);
 out:
     if (s)
