@@ -1,7 +1,7 @@
 # The stages of test.sh --full; sourced, uses its functions and counters.
 
 stage "what the stages need"
-try_packages clang oclgrind python3-venv python3-pip zsh groff-base
+try_packages clang oclgrind valgrind libc6-dbg python3-venv python3-pip zsh groff-base
 # The sanitizers' runtime is a package of its own where clang's release says so (Debian 12 on), part of clang elsewhere.
 major=$(clang -dumpversion 2> /dev/null | cut -d. -f1 || true)
 if [ -n "$major" ] && apt-cache show "libclang-rt-$major-dev" > /dev/null 2>&1; then
@@ -36,6 +36,9 @@ intel() { bash "$root/tests/with_intel.sh" "$venv" "$@"; }
 step "Intel: every kernel builds" intel "$work/gcc/tests/check/kernel_build" "$root/cl/build_options" || true
 step "Intel: every op against the reference" intel "$work/gcc/tests/check/check_ops" opencl || true
 step "Intel: verify" intel "$cli" verify --golden "$golden" --device opencl:0 || true
+
+stage "valgrind: training and sampling on PoCL"
+step "valgrind" bash "$root/tests/with_valgrind.sh" "$cli" || true
 
 stage "clang: build"
 step "clang builds without warnings" make_build clang "$work/clang" --buildtype=release --werror -Dtests=enabled || true
