@@ -68,9 +68,9 @@
 #define PANEL 48
 #define STAGED (KIND != 7)
 #if DOT
-#define TB 576
+#define TB 384
 #elif VW == 16
-#define TB 288 /* steps of the sum in a private block of B: a multiple of 48; [TB][CW] stays in the cache next to the processor */
+#define TB 192 /* steps of the sum in a private block of B: a multiple of 48; [TB][CW] stays in the cache next to the processor */
 #else
 #define TB 144
 #endif
@@ -403,8 +403,7 @@ DFCL_FN void stage(GLOBAL const WT *w, int C, int sum, int c0, int cols, int t0,
 
 #if KIND < 5
 #define WSIZE ((int)sizeof(WT))
-/* The lines that stage() will read for the block at t0; past the end of the sum, for the first one of the next item. With 512 bits the
- * blocks are long enough to do without. */
+/* The lines that stage() will read for the block at t0; past the end of the sum, for the first one of the next item. */
 DFCL_FN struct ahead block_lines(GLOBAL const void *w, int C, int sum, int c0, int cols, int t0) {
     struct ahead f = {(GLOBAL const char *)w, 0, 0, 0, 0};
     if (t0 >= sum) {
@@ -413,9 +412,6 @@ DFCL_FN struct ahead block_lines(GLOBAL const void *w, int C, int sum, int c0, i
         cols = min(PANEL, C - c0);
     }
     int n = min(TB, sum - t0);
-#if VW == 16 && !DOT
-    cols = 0;
-#endif
     if (cols <= 0)
         return f;
 #if KIND == 0
