@@ -35,6 +35,8 @@ cp "$share"/doc/difffit-cl/examples/* .
 # shellcheck disable=SC2086
 $cc -std=c11 -Wall -Wextra -Wpedantic -Werror finetune.c -o finetune $cflags $libs
 # shellcheck disable=SC2086
+$cc -std=c11 -Wall -Wextra -Wpedantic -Werror memory.c -o memory $cflags $libs -lm
+# shellcheck disable=SC2086
 $cxx -std=c++17 -Wall -Wextra -Wpedantic -Werror domains.cpp -o domains $cflags $libs
 "$(find "$prefix" -path '*bin/difffit-cl')" init --depth 2 --hidden 32 --heads 2 --patch 2 --input 8 --channels 1 --classes 10 --scale 0.1 --quiet \
     --out base.safetensors
@@ -44,6 +46,8 @@ for run in a b; do
     grep -q '^step 3: loss' $run.log || fail "finetune: expected three steps, found: $(cat $run.log)"
 done
 cmp a/delta.safetensors b/delta.safetensors # the same seed, the same bits
+./memory base.safetensors m "$device" 3 > m.log || fail "memory: $(cat m.log)"
+grep -q '^on pictures not trained on: loss' m.log || fail "memory: expected a held-out loss, found: $(cat m.log)"
 ./domains "$device" base.safetensors domains.png a/delta.safetensors b/delta.safetensors > domains.log || fail "domains: $(cat domains.log)"
 grep -q '^host ' domains.log || fail "domains: expected the device host, found: $(cat domains.log)"
 python3 - << 'PY'
@@ -87,4 +91,4 @@ done
 while read -r name; do
     grep -q "### .*\`$name\`" "$share/doc/difffit-cl/api.md" || fail "api.md: no $name"
 done < declared
-echo "$(wc -l < declared) functions, 2 examples"
+echo "$(wc -l < declared) functions, 3 examples"

@@ -10,10 +10,34 @@ extern "C" {
 
 typedef struct dfcl_trainer dfcl_trainer;
 
+/* What training data in memory are. All arrays are dense and row-major. */
+enum dfcl_array_type {
+    DFCL_ARRAY_PICTURES_U8 = 0, /* data: uint8_t [count, side, side, channels], 0 to 255; channels 1 or 3 */
+    DFCL_ARRAY_PICTURES_F32,    /* data: float [count, channels, side, side] in [-1, 1], as dfcl_pictures_read gives them; channels 1 or 3 */
+    DFCL_ARRAY_LATENTS,         /* data: float [count, channels, side, side], as the diffusion model has them (scaled) */
+    DFCL_ARRAY_MOMENTS,         /* data, logvar: float [count, channels, side, side], means and log-variances as dfcl_vae_encode gives them; each step draws from them */
+};
+/* Training data in memory, in place of a folder. Zero or NULL means the default in [brackets]. `data`, `logvar` and the flip arrays are borrowed: they must stay
+ * as they are until dfcl_trainer_destroy, and are only read, by the thread that calls the trainer. Everything else is copied. Same samples in the same
+ * order, same bits: a folder's order is that of its classes, then of its files, each sorted by name (byte order). */
+struct dfcl_train_arrays {
+    enum dfcl_array_type type;
+    int64_t count;               /* samples, 1 .. 2^31-1 */
+    int channels, side;          /* of each; must be the model's (dfcl_model_shape: channels, input) */
+    const void *data;
+    const float *logvar;         /* moments */
+    const float *flip_mean, *flip_logvar; /* moments [none]: those of the mirrored pictures, which dfcl_train_params.flip needs */
+    double scale, shift;         /* moments [0.18215, 0]: a latent is scale * (mean + exp(logvar / 2) * noise - shift), as dfcl_vae_shape has them */
+    const int32_t *labels;       /* [count] class of each sample, 0 .. class_count-1 [all of one class] */
+    int class_count;             /* [highest label + 1] at most 100000; a class may have no sample */
+    const char *const *class_names; /* [decimal numbers] class_count names, UTF-8 without control characters */
+};
+
 /* Zero or NULL means the default in [brackets]. Documented in docs/methods.md. */
 struct dfcl_train_params {
     struct dfcl_model_params model;
     const char *data;      /* ImageFolder (pixel space), cache of latents, fast-DiT latent folder, or a folder with both names */
+    const struct dfcl_train_arrays *arrays; /* instead of `data`; crop, alpha and skip_bad do not apply. To go on with a run needs the same values again */
     const char *run_dir;   /* created; must be empty or hold a run when resuming */
     const char *method;    /* ["difffit"], "difffit-block", "bitfit", "full" */
     const char *gamma_sites;  /* NULL: the method's; "qkv,proj,attn,mlp" */
@@ -83,7 +107,8 @@ struct dfcl_train_summary {
 };
 
 /* Opens base, data and run directory, plans memory and takes it. A new run that fails here leaves no folder behind. DFCL_USAGE: a parameter out of
- * range, a run directory in use, settings that differ from the run's own; DFCL_NOMEM with the plan; DFCL_FORMAT, DFCL_IO: a file, named. */
+ * range, arrays that do not fit the model, a label out of range, a picture outside of [-1, 1], a run directory in use, settings that differ from the run's own; DFCL_NONFINITE: a value in
+ * memory that is NaN or infinite, with its place; DFCL_NOMEM with the plan; DFCL_FORMAT, DFCL_IO: a file, named. */
 DFCL_API dfcl_status dfcl_trainer_create(dfcl_trainer **out, dfcl_device *dev, const struct dfcl_train_params *params,
                                          dfcl_error *err);
 DFCL_API void dfcl_trainer_destroy(dfcl_trainer **trainer);

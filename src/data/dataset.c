@@ -7,24 +7,45 @@
 #include "base/sha256.h"
 #include "data/dataset_internal.h"
 
-/* Kept bytes -> f32 CHW, mirrored if asked, drawn where they are moments. */
-static void expand(const struct dfcl_dataset *ds, const unsigned char *bytes, bool mirror, const struct dfcl_latents_draw *draw, float *out) {
-    if (ds->latents) {
-        const struct dfcl_latents_view v = dfcl_latents_get(ds->latents);
-        dfcl_latents_sample(&v.settings, (const float *)(const void *)bytes + (mirror ? 2 * ds->values : 0), draw, out);
-        return;
+static bool is_kept(const struct dfcl_dataset *ds) {
+    return ds->cache || ds->arrays.count;
+}
+
+static void draw_moments(const struct dfcl_dataset *ds, size_t item, const void *bytes, bool mirror, const struct dfcl_latents_draw *draw, float *out) {
+    const struct dfcl_train_arrays *a = &ds->arrays;
+    const float *mean, *logvar;
+    if (a->count) {
+        mean = (mirror ? a->flip_mean : (const float *)a->data) + item * ds->values;
+        logvar = (mirror ? a->flip_logvar : a->logvar) + item * ds->values;
+    } else {
+        mean = (const float *)bytes + (mirror ? 2 * ds->values : 0);
+        logvar = mean + ds->values;
     }
-    if (ds->scan.latent) {
-        memcpy(out, bytes, ds->sample_bytes);
-        return;
-    }
+    dfcl_latents_sample(&ds->moments, mean, logvar, draw, out);
+}
+
+/* A sample as it is kept -> f32 CHW, mirrored if asked, drawn where there are moments. `bytes`: where it was read to; NULL: it lies in the cache or the arrays. */
+static void expand(const struct dfcl_dataset *ds, size_t item, const unsigned char *bytes, bool mirror, const struct dfcl_latents_draw *draw, float *out) {
     size_t side = (size_t)ds->opt.side, ch = (size_t)ds->opt.channels;
-    for (size_t c = 0; c < ch; c++)
-        for (size_t y = 0; y < side; y++)
-            for (size_t x = 0; x < side; x++) {
-                size_t from = mirror ? side - 1 - x : x;
-                out[(c * side + y) * side + x] = (float)bytes[(y * side + from) * ch + c] / 127.5f - 1.0f;
-            }
+    if (!bytes)
+        bytes = (ds->arrays.count ? (const unsigned char *)ds->arrays.data : ds->cache) + item * ds->sample_bytes;
+    if (ds->layout == DFCL_LAYOUT_MOMENTS) {
+        draw_moments(ds, item, bytes, mirror, draw, out);
+    } else if (ds->layout == DFCL_LAYOUT_FLOATS && !mirror) {
+        memcpy(out, bytes, ds->sample_bytes);
+    } else if (ds->layout == DFCL_LAYOUT_FLOATS) {
+        const float *from = (const float *)(const void *)bytes;
+        for (size_t row = 0; row < ch * side; row++)
+            for (size_t x = 0; x < side; x++)
+                out[row * side + x] = from[row * side + side - 1 - x];
+    } else {
+        for (size_t c = 0; c < ch; c++)
+            for (size_t y = 0; y < side; y++)
+                for (size_t x = 0; x < side; x++) {
+                    size_t from = mirror ? side - 1 - x : x;
+                    out[(c * side + y) * side + x] = (float)bytes[(y * side + from) * ch + c] / 127.5f - 1.0f;
+                }
+    }
 }
 
 /* ---- opening ---- */
@@ -103,7 +124,6 @@ done:
 static dfcl_status make_fingerprint(struct dfcl_dataset *ds, dfcl_error *err) {
     struct dfcl_sha256 h;
     char line[128];
-    size_t root = strlen(ds->opt.path);
     if (ds->latents) {
         strcpy(ds->fingerprint, dfcl_latents_get(ds->latents).fingerprint);
         return DFCL_OK;
@@ -111,6 +131,13 @@ static dfcl_status make_fingerprint(struct dfcl_dataset *ds, dfcl_error *err) {
     dfcl_status s = dfcl_sha256_init(&h, err);
     if (s)
         return s;
+    if (ds->arrays.count) {
+        if (!(s = dfcl_dataset_hash_arrays(ds, &h, err)))
+            return dfcl_sha256_finish(&h, ds->fingerprint, err);
+        dfcl_sha256_abort(&h);
+        return s;
+    }
+    size_t root = strlen(ds->opt.path);
     snprintf(line, sizeof line, "%s %d %d %d\n", ds->scan.latent ? "latents" : "pictures", ds->opt.channels, ds->opt.side,
              ds->classes);
     s = dfcl_sha256_update(&h, line, strlen(line), err);
@@ -149,6 +176,8 @@ static dfcl_status find_latents(struct dfcl_dataset *ds, dfcl_error *err) {
         return dfcl_fail(err, DFCL_FORMAT, "%s: the model works on latents of %d x %d x %d, found %d x %d x %d (pictures of %d)", ds->opt.path,
                          ds->opt.channels, ds->opt.side, ds->opt.side, st->channels, st->side, st->side, st->size);
     ds->scan.latent = true;
+    ds->layout = DFCL_LAYOUT_MOMENTS;
+    ds->moments = *st;
     ds->scan.items = dfcl_calloc(ds->ctx, v.count, sizeof *ds->scan.items, err);
     if (!ds->scan.items)
         return DFCL_NOMEM;
@@ -160,32 +189,44 @@ static dfcl_status find_latents(struct dfcl_dataset *ds, dfcl_error *err) {
 }
 
 static dfcl_status find_samples(struct dfcl_dataset *ds, dfcl_error *err) {
+    if (ds->arrays.count)
+        return dfcl_dataset_find_arrays(ds, err);
     if (dfcl_latents_here(ds->opt.path))
         return find_latents(ds, err);
-    return dfcl_scan_folder(ds->ctx, ds->opt.path, &ds->scan, err);
+    dfcl_status s = dfcl_scan_folder(ds->ctx, ds->opt.path, &ds->scan, err);
+    ds->layout = ds->scan.latent ? DFCL_LAYOUT_FLOATS : DFCL_LAYOUT_BYTES;
+    return s;
 }
 
 /* What was asked for, against what the folder holds. */
 static dfcl_status check_options(const struct dfcl_dataset *ds, dfcl_error *err) {
     const struct dfcl_dataset_options *o = &ds->opt;
+    if (ds->arrays.count && (o->random_crop || o->alpha != DFCL_ALPHA_WHITE || o->skip_bad))
+        return dfcl_fail(err, DFCL_USAGE, "%s: crop, alpha and skip_bad are for folders of pictures", o->path);
     if (!ds->scan.latent && o->channels != 1 && o->channels != 3)
         return dfcl_fail(err, DFCL_USAGE, "%s: holds pictures, but the model works on latents of %d channels: encode them first", o->path, o->channels);
     if (ds->scan.latent && (o->random_crop || o->alpha != DFCL_ALPHA_WHITE))
         return dfcl_fail(err, DFCL_USAGE, "%s: holds latents: crop and alpha are of the pictures that they were made from", o->path);
     if (ds->latents && o->skip_bad)
         return dfcl_fail(err, DFCL_USAGE, "%s: holds cached latents: bad files are left out when they are made", o->path);
-    if (ds->latents && o->flip && !dfcl_latents_get(ds->latents).settings.flips)
+    if (ds->layout == DFCL_LAYOUT_MOMENTS && o->flip && !ds->moments.flips)
         return dfcl_fail(err, DFCL_USAGE, "%s: was made without the latents of mirrored pictures, and a mirrored latent is none of them", o->path);
-    if (ds->scan.latent && !ds->latents && o->flip)
+    if (ds->scan.latent && ds->layout != DFCL_LAYOUT_MOMENTS && o->flip)
         return dfcl_fail(err, DFCL_USAGE, "%s: holds latents, which cannot be mirrored: a mirrored latent is not that of the mirrored picture", o->path);
     return DFCL_OK;
+}
+
+static dfcl_status too_large(const struct dfcl_dataset_options *o, dfcl_error *err) {
+    return dfcl_fail(err, DFCL_NOMEM, "data: samples of %dx%dx%d are too large", o->channels, o->side, o->side);
 }
 
 dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx, const struct dfcl_dataset_options *opt,
                               dfcl_error *err) {
     *out = NULL;
-    if (!opt->path || opt->channels < 1 || opt->side < 1)
-        return dfcl_fail(err, DFCL_USAGE, "data: expected a folder, channels and a side");
+    if (!opt->path == !opt->arrays || opt->channels < 1 || opt->side < 1)
+        return dfcl_fail(err, DFCL_USAGE, "data: expected a folder or arrays, channels and a side");
+    if (opt->arrays && (opt->arrays->count < 1 || opt->arrays->count > INT32_MAX))
+        return dfcl_fail(err, DFCL_USAGE, "data in memory: expected 1 to %d samples, found %lld", INT32_MAX, (long long)opt->arrays->count);
     struct dfcl_dataset *ds = dfcl_calloc(ctx, 1, sizeof *ds, err);
     if (!ds)
         return DFCL_NOMEM;
@@ -197,28 +238,36 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
         goto out;
     }
     ds->sync_made = true;
-    ds->opt.path = dfcl_strdup(ctx, opt->path, err);
-    s = ds->opt.path ? find_samples(ds, err) : DFCL_NOMEM;
+    if (opt->arrays)
+        ds->arrays = *opt->arrays;
+    ds->opt.arrays = NULL;
+    ds->opt.path = dfcl_strdup(ctx, opt->arrays ? "data in memory" : opt->path, err);
+    if (!ds->opt.path)
+        s = DFCL_NOMEM;
+    else if (!dfcl_mul_size((size_t)opt->side, (size_t)opt->side, &ds->values) || !dfcl_mul_size(ds->values, (size_t)opt->channels, &ds->values))
+        s = too_large(opt, err);
+    else
+        s = find_samples(ds, err);
     if (!s)
         s = check_options(ds, err);
     if (s)
         goto out;
-    size_t total;
+    size_t total, each = ds->layout == DFCL_LAYOUT_BYTES ? 1 : sizeof(float);
     uint64_t limit = opt->cache_bytes ? opt->cache_bytes : 256ull << 20;
-    if (!dfcl_mul_size((size_t)opt->side, (size_t)opt->side, &ds->values) ||
-        !dfcl_mul_size(ds->values, (size_t)opt->channels, &ds->values) ||
-        !dfcl_mul_size(ds->values, ds->latents ? (opt->flip ? 4 : 2) * sizeof(float) : ds->scan.latent ? sizeof(float) : 1, &ds->sample_bytes)) {
-        s = dfcl_fail(err, DFCL_NOMEM, "data: samples of %dx%dx%d are too large", opt->channels, opt->side, opt->side);
+    if (ds->latents)
+        each *= opt->flip ? 4 : 2;
+    if (!dfcl_mul_size(ds->values, each, &ds->sample_bytes) || (ds->arrays.count && !dfcl_mul_size(ds->scan.count, ds->sample_bytes, &total))) {
+        s = too_large(opt, err);
         goto out;
     }
-    if (!opt->random_crop && dfcl_mul_size(ds->scan.count, ds->sample_bytes, &total) && total <= limit) {
+    if (!ds->arrays.count && !opt->random_crop && dfcl_mul_size(ds->scan.count, ds->sample_bytes, &total) && total <= limit) {
         ds->cache = dfcl_calloc(ctx, total, 1, err);
         if (!ds->cache) {
             s = DFCL_NOMEM;
             goto out;
         }
     }
-    if (!ds->latents || ds->cache) /* of a cache the headers are enough */
+    if (!ds->arrays.count && (!ds->latents || ds->cache)) /* of a cache the headers are enough */
         s = dfcl_dataset_preload(ds, err);
     if (!s)
         s = find_classes(ds, err);
@@ -228,7 +277,7 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
         s = split(ds, err);
     if (!s)
         s = dfcl_order_init(&ds->order, ctx, opt->seed, ds->train_count, err);
-    if (!s && !ds->cache)
+    if (!s && !is_kept(ds))
         s = dfcl_dataset_start(ds, err);
 out:
     if (s)
@@ -289,6 +338,9 @@ bool dfcl_dataset_is_latent(const struct dfcl_dataset *ds) {
 bool dfcl_dataset_cached(const struct dfcl_dataset *ds) {
     return ds->cache != NULL;
 }
+bool dfcl_dataset_in_arrays(const struct dfcl_dataset *ds) {
+    return ds->arrays.count > 0;
+}
 const char *dfcl_dataset_fingerprint(const struct dfcl_dataset *ds) {
     return ds->fingerprint;
 }
@@ -304,14 +356,14 @@ dfcl_status dfcl_dataset_held_out(struct dfcl_dataset *ds, int64_t i, float *x, 
     size_t item = ds->items[ds->train_count + (uint64_t)i];
     struct dfcl_latents_draw draw = {ds->opt.seed, DFCL_STREAM_VAL, 3, (uint32_t)i};
     *label = ds->scan.items[item].label;
-    if (ds->cache) {
-        expand(ds, ds->cache + item * ds->sample_bytes, false, &draw, x);
+    if (is_kept(ds)) {
+        expand(ds, item, NULL, false, &draw, x);
         return DFCL_OK;
     }
     unsigned char *bytes = dfcl_calloc(ds->ctx, 1, ds->sample_bytes, err);
     dfcl_status s = bytes ? dfcl_dataset_decode(ds, item, NULL, bytes, err) : DFCL_NOMEM;
     if (!s)
-        expand(ds, bytes, false, &draw, x);
+        expand(ds, item, bytes, false, &draw, x);
     dfcl_free(ds->ctx, bytes);
     return s;
 }
@@ -320,7 +372,7 @@ dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, f
     const uint64_t batch = (uint64_t)DFCL_MAX(ds->opt.batch, 1);
     dfcl_status s = DFCL_OK;
     pthread_mutex_lock(&ds->lock);
-    if (!ds->cache && first != ds->head) {
+    if (!is_kept(ds) && first != ds->head) {
         ds->generation++;
         ds->head = ds->taken = first;
         for (uint64_t i = 0; i < ds->slot_count; i++)
@@ -335,8 +387,8 @@ dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, f
         struct dfcl_latents_draw draw = {ds->opt.seed, DFCL_STREAM_LATENT, (uint32_t)(g / batch), (uint32_t)g};
         float *to = x + (size_t)i * ds->values;
         label[i] = ds->scan.items[item].label;
-        if (ds->cache) {
-            expand(ds, ds->cache + item * ds->sample_bytes, mirror, &draw, to);
+        if (is_kept(ds)) {
+            expand(ds, item, NULL, mirror, &draw, to);
             continue;
         }
         struct dfcl_slot *slot = &ds->slots[g % ds->slot_count];
@@ -349,7 +401,7 @@ dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, f
         } else {
             /* No thread writes this slot before head has moved past it. */
             pthread_mutex_unlock(&ds->lock);
-            expand(ds, slot->bytes, mirror, &draw, to);
+            expand(ds, item, slot->bytes, mirror, &draw, to);
             pthread_mutex_lock(&ds->lock);
         }
         slot->state = DFCL_SLOT_EMPTY;

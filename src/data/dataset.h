@@ -7,6 +7,7 @@
  *                     integer label. class_names.txt (one name a line) may lie beside both folders.
  *   cached latents:   data/latents.h; each fetch draws from them, by stream LATENT (step, sample = low word of g). Those held out are drawn once
  *                     and for all, by stream VAL (step 3, sample = place among them).
+ *   arrays:           in the caller's memory (struct dfcl_train_arrays), used in place; their order stands for that of the sorted files.
  * Samples come as f32 CHW; pictures in [-1, 1] after ADM's crop (data/crop.h) to the model's side.
  *
  * Every file is read when the set is opened, so that a bad one shows before any work is done. Sets up to `cache_bytes` stay in memory; larger
@@ -22,10 +23,13 @@
 
 #include "formats/image.h"
 
+#include <difffit-cl/train.h>
+
 struct dfcl_dataset;
 
 struct dfcl_dataset_options {
     const char *path;
+    const struct dfcl_train_arrays *arrays; /* in place of the path */
     int channels, side;  /* the model's */
     double val_fraction; /* share of each class that is held out, 0: none; each class keeps one sample to train on */
     bool flip;           /* mirror every second picture; refused for latents without those of the mirrored pictures (a mirrored latent is none) */
@@ -41,7 +45,7 @@ struct dfcl_dataset_options {
 };
 
 /* DFCL_IO: folder or file cannot be read. DFCL_FORMAT: no pictures, an unreadable file (the first is named, all are counted), a latent of another shape or encoder, a label that does not fit. DFCL_USAGE: pictures for a latent model, flips of latents, or a share that holds
- * nothing out. */
+ * nothing out. Arrays: DFCL_USAGE, DFCL_NONFINITE as include/difffit-cl/train.h says; they are read until the set is closed. */
 dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx, const struct dfcl_dataset_options *opt,
                               dfcl_error *err);
 void dfcl_dataset_close(struct dfcl_dataset **ds);
@@ -54,7 +58,8 @@ int dfcl_dataset_classes(const struct dfcl_dataset *ds);
 const char *const *dfcl_dataset_class_names(const struct dfcl_dataset *ds);
 bool dfcl_dataset_is_latent(const struct dfcl_dataset *ds);
 bool dfcl_dataset_cached(const struct dfcl_dataset *ds);
-/* SHA-256 over the sorted list of (class, file name relative to the folder) and the shape: tells whether a folder is still the one a run began with. */
+bool dfcl_dataset_in_arrays(const struct dfcl_dataset *ds);
+/* SHA-256 over the sorted list of (class, file name relative to the folder), or over the arrays' values, and the shape: tells whether the data are still those a run began with. */
 const char *dfcl_dataset_fingerprint(const struct dfcl_dataset *ds);
 
 /* Samples first .. first + n of the run: x [n,C,S,S], label [n]. Consecutive calls are what the background threads count on; any jump is

@@ -1,13 +1,17 @@
-/* What dataset.c (opening, order, fetching) and dataset_load.c (files to samples, on threads) share. */
+/* What dataset.c (opening, order, fetching), dataset_load.c (files to samples, on threads) and dataset_arrays.c (samples in the caller's memory) share. */
 #ifndef DFCL_DATA_DATASET_INTERNAL_H
 #define DFCL_DATA_DATASET_INTERNAL_H
 
 #include <pthread.h>
 
+#include "base/sha256.h"
 #include "data/dataset.h"
 #include "data/latents.h"
 #include "data/order.h"
 #include "data/scan.h"
+
+/* How a sample is kept: bytes HWC, f32 CHW, or mean and log-variance (with flips, those of the mirrored picture behind them). */
+enum dfcl_layout { DFCL_LAYOUT_BYTES, DFCL_LAYOUT_FLOATS, DFCL_LAYOUT_MOMENTS };
 
 enum dfcl_slot_state { DFCL_SLOT_EMPTY, DFCL_SLOT_READY, DFCL_SLOT_FAILED };
 
@@ -24,6 +28,9 @@ struct dfcl_dataset {
     struct dfcl_dataset_options opt;
     struct dfcl_scan scan;   /* without the bad files that were left out */
     struct dfcl_latents *latents; /* a cache of them; NULL: files */
+    struct dfcl_train_arrays arrays; /* count 0: none */
+    enum dfcl_layout layout;
+    struct dfcl_latents_settings moments; /* that layout's */
     int64_t bad;             /* how many those are */
     char **made_names;       /* decimal names, when the data brings none */
     const char **names;
@@ -52,6 +59,10 @@ struct dfcl_dataset {
 dfcl_status dfcl_dataset_decode(const struct dfcl_dataset *ds, size_t item, const uint64_t *g, unsigned char *out, dfcl_error *err);
 /* Reads every file once: fills the cache, reads the labels of latents, and finds bad files: those are an error, or (skip_bad) leave the scan. */
 dfcl_status dfcl_dataset_preload(struct dfcl_dataset *ds, dfcl_error *err);
+/* The arrays' samples and classes as a scan without paths; every label and value is looked at. */
+dfcl_status dfcl_dataset_find_arrays(struct dfcl_dataset *ds, dfcl_error *err);
+/* All that the numbers of the samples depend on. */
+dfcl_status dfcl_dataset_hash_arrays(const struct dfcl_dataset *ds, struct dfcl_sha256 *h, dfcl_error *err);
 /* Threads that decode ahead; dfcl_dataset_stop ends them. */
 dfcl_status dfcl_dataset_start(struct dfcl_dataset *ds, dfcl_error *err);
 void dfcl_dataset_stop(struct dfcl_dataset *ds);

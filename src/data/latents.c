@@ -219,9 +219,9 @@ dfcl_status dfcl_latents_read(const struct dfcl_latents *l, size_t i, bool flip,
     return s;
 }
 
-void dfcl_latents_sample(const struct dfcl_latents_settings *st, const float *moments, const struct dfcl_latents_draw *d, float *out) {
+void dfcl_latents_sample(const struct dfcl_latents_settings *st, const float *mean, const float *logvar, const struct dfcl_latents_draw *d, float *out) {
     size_t n = (size_t)st->channels * (size_t)st->side * (size_t)st->side;
-    const float *mean = moments, *logvar = moments + n, scale = (float)st->scale, shift = (float)st->shift;
+    const float scale = (float)st->scale, shift = (float)st->shift;
     dfcl_normals(d->seed, d->stream, d->step, d->sample, out, n);
     for (size_t i = 0; i < n; i++) {
         double half = 0.5 * (double)(logvar[i] < -30.0f ? -30.0f : logvar[i] > 20.0f ? 20.0f : logvar[i]);

@@ -77,7 +77,7 @@ struct dfcl_latents_draw {
     uint64_t seed;
     uint32_t stream, step, sample;
 };
-void dfcl_latents_sample(const struct dfcl_latents_settings *settings, const float *moments, const struct dfcl_latents_draw *draw,
+void dfcl_latents_sample(const struct dfcl_latents_settings *settings, const float *mean, const float *logvar, const struct dfcl_latents_draw *draw,
                          float *out);
 
 /* ---- writing ---- */

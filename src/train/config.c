@@ -80,10 +80,12 @@ dfcl_status dfcl_train_config_init(struct dfcl_train_config *c, const dfcl_conte
     struct dfcl_train_params *p = &c->p;
     const struct {
         const char *value, *name;
-    } needed[] = {{p->model.path, "model"}, {p->data, "data"}, {p->run_dir, "run directory"}};
+    } needed[] = {{p->model.path, "model"}, {p->arrays ? "arrays" : p->data, "data"}, {p->run_dir, "run directory"}};
     for (size_t i = 0; i < DFCL_COUNT(needed); i++)
         if (!needed[i].value || !needed[i].value[0])
             return dfcl_fail(err, DFCL_USAGE, "training: expected a model, data and a run directory, found no %s", needed[i].name);
+    if (p->arrays && p->data)
+        return dfcl_fail(err, DFCL_USAGE, "training: expected data in a folder or in memory, found both (%s)", p->data);
     if (p->model.random)
         return dfcl_fail(err, DFCL_USAGE, "training: expected a base in a file, found a random one in memory");
     dfcl_status s = DFCL_OK;
@@ -228,7 +230,10 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
     dfcl_json_add_number(o, "input", m->input);
     dfcl_json_add_number(o, "channels", m->channels);
     o = dfcl_json_add_object(root, "data");
-    add_path(o, "path", p->data);
+    if (dfcl_dataset_in_arrays(data))
+        dfcl_json_add_bool(o, "memory", true);
+    else
+        add_path(o, "path", p->data);
     dfcl_json_add_text(o, "kind", dfcl_dataset_is_latent(data) ? "latents" : "pictures");
     dfcl_json_add_number(o, "samples", (double)dfcl_dataset_count(data));
     dfcl_json_add_number(o, "held_out", (double)dfcl_dataset_held_out_count(data));

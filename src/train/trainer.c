@@ -58,17 +58,19 @@ static dfcl_status open_data(dfcl_trainer *t, dfcl_error *err) {
     dfcl_status s = dfcl_base_open(&base, t->ctx, &t->cfg.p.model, err);
     if (s)
         return s;
-    struct dfcl_dataset_options o = {.path = t->cfg.p.data, .channels = base->cfg.channels, .side = base->cfg.input,
+    struct dfcl_dataset_options o = {.path = t->cfg.p.data, .arrays = t->cfg.p.arrays, .channels = base->cfg.channels, .side = base->cfg.input,
                                      .flip = t->cfg.p.flip != 0, .random_crop = t->cfg.random_crop, .alpha = t->cfg.alpha,
                                      .skip_bad = t->cfg.p.skip_bad != 0, .val_fraction = t->cfg.p.val_fraction, .seed = t->cfg.p.seed, .batch = t->cfg.p.batch, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
     dfcl_base_close(&base);
     char hash[65];
-    if (t->cfg.p.vae && dfcl_latents_here(o.path)) {
+    if (t->cfg.p.vae && o.path && dfcl_latents_here(o.path)) {
         if ((s = dfcl_vae_file_hash(t->ctx, t->cfg.p.vae, hash, err)) != DFCL_OK)
             return s;
         o.vae_hash = hash;
     }
-    return dfcl_dataset_open(&t->data, t->ctx, &o, err);
+    s = dfcl_dataset_open(&t->data, t->ctx, &o, err);
+    t->cfg.p.arrays = NULL; /* the caller's struct; the set has its own */
+    return s;
 }
 
 static dfcl_status open_model(dfcl_trainer *t, dfcl_error *err) {

@@ -739,6 +739,59 @@ static void held_out_loss(void **state) {
     assert_non_null(strstr(e.msg, "val_fraction"));
 }
 
+/* Arrays in memory train to the bits of the same pictures in a folder, and the run goes on with the same values only. */
+static void data_in_memory(void **state) {
+    (void)state;
+    struct dfcl_train_params p = params("folder");
+    p.flip = 1;
+    p.val_fraction = 0.2;
+    train(&p, -1);
+    struct dfcl_pictures pics;
+    assert_int_equal(dfcl_pictures_read(ctx, data_path, 1, 8, &pics, NULL), DFCL_OK);
+    assert_int_equal(pics.count, 10);
+    static uint8_t px[10 * 64];
+    for (int i = 0; i < 640; i++)
+        px[i] = (uint8_t)lrintf((pics.data[i] + 1.0f) * 127.5f);
+    struct dfcl_train_arrays a = {.type = DFCL_ARRAY_PICTURES_F32, .count = 10, .channels = 1, .side = 8, .data = pics.data, .labels = pics.labels,
+                                  .class_count = 2, .class_names = (const char *const *)pics.class_names};
+    char run[256];
+    p.run_dir = run;
+    p.data = NULL;
+    p.arrays = &a;
+    snprintf(run, sizeof run, "%s", at("memory-floats"));
+    train(&p, -1);
+    same_file(at("folder/delta.safetensors"), at("memory-floats/delta.safetensors"));
+    same_file(at("folder/delta-live.safetensors"), at("memory-floats/delta-live.safetensors"));
+    same_file(at("folder/delta-best.safetensors"), at("memory-floats/delta-best.safetensors"));
+    a.type = DFCL_ARRAY_PICTURES_U8;
+    a.data = px;
+    snprintf(run, sizeof run, "%s", at("memory-bytes"));
+    p.checkpoint_every = 2;
+    train(&p, 3);
+    dfcl_error e;
+    p.resume = "auto";
+    px[77] ^= 1;
+    assert_int_equal(try_create(&p, &e), DFCL_USAGE);
+    assert_non_null(strstr(e.msg, "data"));
+    px[77] ^= 1;
+    train(&p, -1);
+    same_file(at("folder/delta.safetensors"), at("memory-bytes/delta.safetensors"));
+    char *text;
+    assert_int_equal(dfcl_describe(ctx, run, 0, &text, &e), DFCL_OK);
+    dfcl_text_free(ctx, text);
+    p.data = data_path;
+    assert_int_equal(try_create(&p, &e), DFCL_USAGE);
+    assert_non_null(strstr(e.msg, "found both"));
+    p.data = NULL;
+    p.resume = NULL;
+    snprintf(run, sizeof run, "%s", at("memory-refused"));
+    a.side = 4;
+    assert_int_equal(try_create(&p, &e), DFCL_USAGE);
+    assert_non_null(strstr(e.msg, "found samples of 1 x 4 x 4"));
+    assert_int_equal(dfcl_path_kind(run), DFCL_PATH_NONE);
+    dfcl_pictures_free(ctx, &pics);
+}
+
 static void previews_leave_no_trace(void **state) {
     (void)state;
     struct dfcl_train_params p = params("plain");
@@ -814,7 +867,7 @@ int main(void) {
         return 77;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(learning_rate), cmocka_unit_test(resume_is_exact), cmocka_unit_test(passes_resume),
-        cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted), cmocka_unit_test(other_policies_resume), cmocka_unit_test(held_out_loss),
+        cmocka_unit_test(go_back),       cmocka_unit_test(refusals),        cmocka_unit_test(interrupted), cmocka_unit_test(other_policies_resume), cmocka_unit_test(held_out_loss), cmocka_unit_test(data_in_memory),
         cmocka_unit_test(non_finite), cmocka_unit_test(skipped_in_passing), cmocka_unit_test(spikes_show),
            cmocka_unit_test(previews_leave_no_trace),
         cmocka_unit_test(final_files),   cmocka_unit_test(recompute_follows_memory),

@@ -325,6 +325,35 @@ static void drawn(void **state) {
         dfcl_latents_close(&l);
         dfcl_dataset_close(&ds);
     }
+    /* The same moments in memory: the same bits. */
+    struct dfcl_latents *l;
+    static float part[4][COUNT * N], x[40 * N], held[3 * N], want[3 * N];
+    int32_t labels[COUNT], label[40];
+    OK(dfcl_latents_open(&l, ctx, path, err));
+    for (size_t i = 0; i < COUNT; i++) {
+        labels[i] = dfcl_latents_get(l).items[i].label;
+        for (int flip = 0; flip < 2; flip++) {
+            float m[2 * N];
+            OK(dfcl_latents_read(l, i, flip, m, err));
+            memcpy(&part[2 * flip][i * N], m, N * sizeof *m);
+            memcpy(&part[2 * flip + 1][i * N], m + N, N * sizeof *m);
+        }
+    }
+    dfcl_latents_close(&l);
+    struct dfcl_train_arrays arrays = {.type = DFCL_ARRAY_MOMENTS, .count = COUNT, .channels = C, .side = S, .data = part[0], .logvar = part[1],
+                                       .flip_mean = part[2], .flip_logvar = part[3], .shift = 0.25, .labels = labels};
+    for (int memory = 0; memory < 2; memory++) {
+        struct dfcl_dataset_options mo = {.path = memory ? NULL : path, .arrays = memory ? &arrays : NULL, .channels = C, .side = S, .flip = true, .seed = 11,
+                                          .batch = 4, .val_fraction = 0.3};
+        struct dfcl_dataset *set;
+        OK(dfcl_dataset_open(&set, ctx, &mo, err));
+        OK(dfcl_dataset_fetch(set, 0, 40, x, label, err));
+        assert_memory_equal(x, first, sizeof x);
+        for (int i = 0; i < 3; i++)
+            OK(dfcl_dataset_held_out(set, i, (memory ? held : want) + i * N, label, err));
+        dfcl_dataset_close(&set);
+    }
+    assert_memory_equal(held, want, sizeof want);
     struct dfcl_dataset *ds;
     dfcl_error e = {0};
     char hash[65];
