@@ -624,6 +624,10 @@ def delta_corpus():
                          ("scale-nan", {"positional_scale": "nan"}), ("scale-inf", {"positional_scale": "1e999"}),
                          ("scale-words", {"positional_scale": "wide"}), ("method-long", {"method": "m" * 5000}), ("training-deep", {"training": "[" * 1000})):
         save(t, name, tensors(items + [table], {**meta, **change}))
+    rgb = '{"weight":[[1],[2],[3]],"bias":[0,0,0],"rms":0.5}'
+    for name, text in (("rgb", rgb), ("rgb-deep", "[" * 1000), ("rgb-rows", rgb.replace("[2],", "")), ("rgb-many", rgb.replace("[1]", str([1] * 33))),
+                       ("rgb-inf", rgb.replace("[0,0,0]", "[0,0,1e999]")), ("rgb-words", "red")):
+        save(t, name, tensors(items + [table], {**meta, "latent_rgb": text}))
     flat = [vec(n, [5]) for n in ("values", "ema", "exp_avg", "exp_avg_sq")]
     save(t, "checkpoint", tensors(flat, {"format": "difffit-cl checkpoint 1", "layout": "0" * 64}))
 
@@ -775,10 +779,10 @@ def latents_corpus():
         save(t, name, data)
         return data
 
-    def shard(name, files='["a/0.png","b/1.png"]', n=2, side=2, settings=settings, **change):
+    def shard(name, files='["a/0.png","b/1.png"]', n=2, side=2, settings=settings, rgb=None, **change):
         h = {"__metadata__": {"format": "difffit-cl latents 1", "settings": json.dumps(settings), "files": files}}
         at = 0
-        for key, dtype, shape, size in (("stat", "I64", [n, 2], 8), ("mean", "F32", [n, 1, side, side], 4), ("logvar", "F32", [n, 1, side, side], 4),
+        for key, dtype, shape, size in (("stat", "I64", [n, 2], 8), *([("rgb", *rgb)] if rgb else []), ("mean", "F32", [n, 1, side, side], 4), ("logvar", "F32", [n, 1, side, side], 4),
                                         ("sha256", "U8", [n, 32], 1)):
             count = size * int(np.prod(shape))
             h[key] = entry(dtype, shape, at, at + count)
@@ -821,6 +825,21 @@ def latents_corpus():
     shard("shard-no-meta", __metadata__={})
     save(t, "shard-nan", good[:-64 - 64] + b"\xff" * 64 + good[-64:])
     mutations(t, "shard", good, 12)
+    rgb = {"weight": [[1.5], [-2], [0.25]], "bias": [0, 0.5, -1], "rms": 0.125}
+    good = index("index-rgb", rgb=rgb)
+    index("index-rgb-channels", rgb={**rgb, "weight": [[1, 2]] * 3})
+    index("index-rgb-rows", rgb={**rgb, "weight": [[1]] * 2})
+    index("index-rgb-many", rgb={**rgb, "weight": [[1] * 33] * 3})
+    index("index-rgb-number", rgb=7)
+    index("index-rgb-null", rgb=None)
+    index("index-rgb-huge", rgb={**rgb, "bias": [0, 0, 1e300]})
+    index("index-rgb-rms", rgb={**rgb, "rms": -1})
+    mutations(t, "index-rgb", good, 8)
+    good = shard("shard-rgb", rgb=("F64", [2, 12], 8))
+    shard("shard-rgb-few", rgb=("F64", [2, 11], 8))
+    shard("shard-rgb-type", rgb=("F32", [2, 12], 4))
+    shard("shard-rgb-flat", rgb=("F64", [24], 8))
+    mutations(t, "shard-rgb", good, 8)
 
 
 if __name__ == "__main__":

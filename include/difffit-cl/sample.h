@@ -33,6 +33,11 @@ struct dfcl_sample_params {
     /* Each batch as it is done: latents [count,C,S,S] of requests [first, first + count), valid during the call. A status other than DFCL_OK ends the
      * run with it. May be NULL; `progress_user` is its user. */
     dfcl_status (*ready)(void *user, int first, int count, const float *latents, dfcl_error *err);
+    /* Every preview_every steps (0: never) of a batch, and after its last: the picture as it is predicted at that step, x0 [count,C,S,S] (clamped where the
+     * sampler clamps), of requests [first, first + count), valid during the call; `step` counts from 1 to `steps`. A status other than DFCL_OK ends the run with it.
+     * Reading it costs a copy from the device; the pictures have the same bits with it and without. */
+    int preview_every;
+    dfcl_status (*preview)(void *user, int step, int steps, int first, int count, const float *x0, dfcl_error *err);
 };
 
 /* One picture wanted. The noise depends on (seed, `number`) only, never on the batch it is drawn in. Pictures of different domains share passes. */

@@ -57,6 +57,22 @@ DFCL_API dfcl_status dfcl_vae_encode(dfcl_vae *vae, int n, int height, int width
  * clamped. */
 DFCL_API dfcl_status dfcl_vae_decode(dfcl_vae *vae, int n, int height, int width, const float *latents, float *pictures, dfcl_error *err);
 
+/* ---- previews ---- */
+
+enum { DFCL_LATENT_RGB_CHANNELS = 32 }; /* at most */
+/* A linear approximation of a decoder: colour k of a position, its mean over the pixels that the latent's position stands for, is
+ * bias[k] + sum_c weight[k][c] latent[c]. Latents as the diffusion model has them, colours in [-1,1]. Least squares over the pictures of a cache (`encode`), which
+ * hands it on to what is trained on it. */
+struct dfcl_latent_rgb {
+    int channels; /* of latents; 0: there is none */
+    double weight[3][DFCL_LATENT_RGB_CHANNELS], bias[3];
+    double rms;   /* root of the mean squared error over those pictures, in the units of the colours */
+};
+/* What a cache of latents, a delta or a base says; channels 0: nothing. DFCL_FORMAT: the file is broken; DFCL_IO: it cannot be read. */
+DFCL_API dfcl_status dfcl_latent_rgb_read(const dfcl_context *ctx, const char *path, struct dfcl_latent_rgb *out, dfcl_error *err);
+/* n latents [n,channels,side,side] -> small pictures [n,3,side,side], about [-1,1], not clamped. */
+DFCL_API void dfcl_latent_rgb_apply(const struct dfcl_latent_rgb *rgb, int n, int side, const float *latents, float *pictures);
+
 #ifdef __cplusplus
 }
 #endif

@@ -341,6 +341,10 @@ bool dfcl_dataset_cached(const struct dfcl_dataset *ds) {
 bool dfcl_dataset_in_arrays(const struct dfcl_dataset *ds) {
     return ds->arrays.count > 0;
 }
+const struct dfcl_latent_rgb *dfcl_dataset_rgb(const struct dfcl_dataset *ds) {
+    static const struct dfcl_latent_rgb none;
+    return ds->latents ? dfcl_latents_get(ds->latents).rgb : &none;
+}
 const char *dfcl_dataset_fingerprint(const struct dfcl_dataset *ds) {
     return ds->fingerprint;
 }

@@ -24,6 +24,7 @@
 #include "formats/image.h"
 
 #include <difffit-cl/train.h>
+#include <difffit-cl/vae.h>
 
 struct dfcl_dataset;
 
@@ -59,6 +60,8 @@ const char *const *dfcl_dataset_class_names(const struct dfcl_dataset *ds);
 bool dfcl_dataset_is_latent(const struct dfcl_dataset *ds);
 bool dfcl_dataset_cached(const struct dfcl_dataset *ds);
 bool dfcl_dataset_in_arrays(const struct dfcl_dataset *ds);
+/* Cached latents: the linear approximation of their decoder; channels 0 for other data, and where the cache has none. */
+const struct dfcl_latent_rgb *dfcl_dataset_rgb(const struct dfcl_dataset *ds);
 /* SHA-256 over the sorted list of (class, file name relative to the folder), or over the arrays' values, and the shape: tells whether the data are still those a run began with. */
 const char *dfcl_dataset_fingerprint(const struct dfcl_dataset *ds);
 

@@ -95,6 +95,8 @@ static dfcl_status describe_base(const dfcl_context *ctx, const char *path, cJSO
         dfcl_json_add_bool(o, "gammas", b->gammas);
         dfcl_json_add_text(o, "base_hash", hash);
         add_names(o, b->class_names, c->classes);
+        if (b->rgb.channels)
+            dfcl_json_add_number(o, "latent_rgb_rms", b->rgb.rms);
     }
     dfcl_base_close(&b);
     return s;
@@ -131,6 +133,8 @@ static dfcl_status describe_delta(const dfcl_context *ctx, const char *path, cJS
         dfcl_json_add_bool(o, "own_classes", d->own_classes);
     }
     add_names(o, d->class_names, d->classes);
+    if (d->rgb.channels)
+        dfcl_json_add_number(o, "latent_rgb_rms", d->rgb.rms);
     cJSON *training = NULL;
     s = d->training ? dfcl_json_parse(&training, d->training, strlen(d->training), DFCL_JSON_LIMITS, path, err) : DFCL_OK;
     if (training)

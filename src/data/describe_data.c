@@ -131,6 +131,8 @@ dfcl_status dfcl_describe_latents(const dfcl_context *ctx, const char *path, cJS
     dfcl_json_add_number(o, "shards", (double)v.shards);
     dfcl_json_add_number(o, "bytes", (double)v.bytes);
     dfcl_json_add_text(o, "fingerprint", v.fingerprint);
+    if (v.rgb->channels)
+        dfcl_json_add_number(o, "latent_rgb_rms", v.rgb->rms);
     for (size_t i = 0; i < v.count; i++)
         counts[v.items[i].label]++;
     cJSON *a = dfcl_json_add_array(o, "classes");

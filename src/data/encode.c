@@ -44,6 +44,8 @@ struct dfcl_encoder {
     dfcl_vae *vae;
     struct dfcl_latents_writer *writer;
     float *picture, *moments;
+    float *small; /* [3, side, side] mean colours */
+    double *sums; /* of one picture, for the linear approximation; NULL: too many channels */
     struct dfcl_encode_progress progress;
     double began;
 
@@ -176,7 +178,12 @@ static dfcl_status open_vae(struct dfcl_encoder *e, dfcl_device *dev, const stru
     size_t values = (size_t)st->channels * (size_t)st->side * (size_t)st->side, pixels = 3 * (size_t)st->size * (size_t)st->size;
     e->picture = dfcl_calloc(e->ctx, pixels, sizeof *e->picture, err);
     e->moments = e->picture ? dfcl_calloc(e->ctx, values, 4 * sizeof *e->moments, err) : NULL;
-    return e->moments ? DFCL_OK : DFCL_NOMEM;
+    const size_t sums = dfcl_latent_rgb_sums(st->channels);
+    if (!e->moments || !sums)
+        return e->moments ? DFCL_OK : DFCL_NOMEM;
+    e->small = dfcl_calloc(e->ctx, (size_t)st->side * (size_t)st->side, 3 * sizeof *e->small, err);
+    e->sums = e->small ? dfcl_calloc(e->ctx, sums, sizeof *e->sums, err) : NULL;
+    return e->sums ? DFCL_OK : DFCL_NOMEM;
 }
 
 static dfcl_status find_pictures(struct dfcl_encoder *e, dfcl_error *err) {
@@ -302,6 +309,8 @@ void dfcl_encoder_destroy(dfcl_encoder **ep) {
     dfcl_free(e->ctx, e->todo);
     dfcl_free(e->ctx, e->picture);
     dfcl_free(e->ctx, e->moments);
+    dfcl_free(e->ctx, e->small);
+    dfcl_free(e->ctx, e->sums);
     dfcl_free(e->ctx, e->data);
     dfcl_free(e->ctx, e);
     *ep = NULL;
@@ -330,8 +339,14 @@ static dfcl_status encode(struct dfcl_encoder *e, const struct slot *slot, dfcl_
         dfcl_error_prefix(err, "%s", e->scan.items[e->todo[e->at]].path);
         return s;
     }
+    struct dfcl_latents_source source = slot->source;
+    source.rgb = e->sums;
+    if (e->sums) {
+        dfcl_latent_rgb_average(slot->pixels, st->size, st->side, e->small);
+        dfcl_latent_rgb_picture(st->channels, (size_t)st->side * (size_t)st->side, e->moments, st->scale, st->shift, e->small, e->sums);
+    }
     e->progress.encoded++;
-    return dfcl_latents_writer_add(e->writer, &slot->source, e->moments, err);
+    return dfcl_latents_writer_add(e->writer, &source, e->moments, err);
 }
 
 static dfcl_status take(struct dfcl_encoder *e, struct slot *slot, dfcl_error *err) {

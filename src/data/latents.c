@@ -23,6 +23,7 @@ struct dfcl_latents {
     size_t count, cap;
     int64_t skipped;
     uint64_t bytes;
+    struct dfcl_latent_rgb rgb;
     char fingerprint[65];
 };
 
@@ -104,6 +105,10 @@ static dfcl_status read_index(struct dfcl_latents *l, const cJSON *o, const char
     }
     if (!s && !dfcl_json_int(dfcl_json_get(o, "skipped"), 0, (int64_t)1 << 40, &l->skipped))
         s = dfcl_fail(err, DFCL_FORMAT, "%s: skipped: expected a whole number", what);
+    if (!s && dfcl_json_get(o, "rgb"))
+        s = dfcl_latent_rgb_json(dfcl_json_get(o, "rgb"), what, &l->rgb, err);
+    if (!s && l->rgb.channels && l->rgb.channels != l->settings.channels)
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: latent_rgb: expected weights for %d channels, found %d", what, l->settings.channels, l->rgb.channels);
     if (!s && !cJSON_IsArray(shards))
         s = dfcl_fail(err, DFCL_FORMAT, "%s: shards: expected an array", what);
     cJSON_ArrayForEach(e, shards) {
@@ -205,7 +210,7 @@ void dfcl_latents_close(struct dfcl_latents **lp) {
 }
 
 struct dfcl_latents_view dfcl_latents_get(const struct dfcl_latents *l) {
-    return (struct dfcl_latents_view){l->settings, l->items, l->count, l->shard_count, &l->classes, l->skipped, l->bytes, l->fingerprint};
+    return (struct dfcl_latents_view){l->settings, l->items, l->count, l->shard_count, &l->classes, l->skipped, l->bytes, &l->rgb, l->fingerprint};
 }
 
 dfcl_status dfcl_latents_read(const struct dfcl_latents *l, size_t i, bool flip, float *out, dfcl_error *err) {

@@ -1,7 +1,7 @@
 /* The cache of latents: what the encoder made of a folder of pictures, so that training draws latents without it. docs/formats.md has the layout.
  *
- *   index.json            settings, class names, and for each shard the class of every row (-1: no longer in the set)
- *   shard-N.safetensors   rows of mean, logvar and (flips) mean_flip, logvar_flip [n,C,S,S], stat [n,2], sha256 [n,32]; names and settings as metadata
+ *   index.json            settings, class names, the linear approximation of the decoder, and for each shard the class of every row (-1: no longer in the set)
+ *   shard-N.safetensors   rows of mean, logvar and (flips) mean_flip, logvar_flip [n,C,S,S], stat [n,2], rgb [n,K], sha256 [n,32]; names and settings as metadata
  *
  * A shard says all of its rows but their class, so a cache whose making was cut short goes on from its shards. */
 #ifndef DFCL_DATA_LATENTS_H
@@ -11,6 +11,7 @@
 #include "base/json.h"
 #include "formats/image.h"
 #include "formats/safetensors.h"
+#include "models/latent_rgb.h"
 
 #define DFCL_LATENTS_FORMAT "difffit-cl latents 1"
 
@@ -33,6 +34,7 @@ struct dfcl_latents_shard {
     struct dfcl_st *st;
     const struct dfcl_tensor_view *moments[4]; /* mean, logvar, mean_flip, logvar_flip; the last two NULL without flips */
     const struct dfcl_tensor_view *stat, *sha256;
+    const struct dfcl_tensor_view *rgb; /* sums for the linear approximation, or NULL */
     size_t count;
     char **names; /* [count] of the pictures, relative to their folder */
 };
@@ -66,6 +68,7 @@ struct dfcl_latents_view {
     const struct dfcl_list *classes;
     int64_t skipped;         /* pictures that could not be read when it was made */
     uint64_t bytes;          /* of the shards */
+    const struct dfcl_latent_rgb *rgb; /* of the linear approximation; channels 0: none */
     const char *fingerprint; /* SHA-256 of settings, classes, and each picture's class, name and hash */
 };
 struct dfcl_latents_view dfcl_latents_get(const struct dfcl_latents *lat);
@@ -93,6 +96,7 @@ struct dfcl_latents_source {
     const char *name;          /* relative to the folder of pictures */
     int64_t bytes, mtime;      /* size; nanoseconds since 1970 */
     unsigned char sha256[32];
+    const double *rgb;         /* dfcl_latent_rgb_picture's sums, or NULL */
 };
 /* True when a row of that name, size and time, or (with_hash) of that name and hash, is there: it is kept. */
 bool dfcl_latents_writer_keep(struct dfcl_latents_writer *w, const struct dfcl_latents_source *source, bool with_hash);

@@ -179,6 +179,8 @@ dfcl_status dfcl_latents_shard_open(struct dfcl_latents_shard *out, const dfcl_c
         s = find(out, "stat", DFCL_I64, stat, 2, &out->stat, err);
     if (!s)
         s = find(out, "sha256", DFCL_U8, sha, 2, &out->sha256, err);
+    if (!s && dfcl_st_find(out->st, "rgb")) /* older caches have none */
+        s = find(out, "rgb", DFCL_F64, (int64_t[]){n, (int64_t)dfcl_latent_rgb_sums(want->channels)}, 2, &out->rgb, err);
     cJSON_Delete(o);
     dfcl_free(ctx, path);
     if (s)

@@ -37,6 +37,8 @@ struct dfcl_latents_writer {
     float *moments;                   /* [capacity][values] */
     int64_t *stat;                    /* [capacity][2] */
     unsigned char *sha256;            /* [capacity][32] */
+    double *rgb, *rgb_row;            /* [capacity + 1][sums]: of rows without, zeros; room for one row more */
+    size_t sums;                      /* 0: too many channels for the linear approximation */
     struct dfcl_list names;
     double since, save_seconds; /* the first has waited since, and may so long */
 };
@@ -116,7 +118,10 @@ static dfcl_status take_buffers(struct dfcl_latents_writer *w, dfcl_error *err) 
     w->moments = dfcl_calloc(w->ctx, w->capacity, bytes, err);
     w->stat = dfcl_calloc(w->ctx, w->capacity, 2 * sizeof *w->stat, err);
     w->sha256 = dfcl_calloc(w->ctx, w->capacity, 32, err);
-    return w->moments && w->stat && w->sha256 ? DFCL_OK : DFCL_NOMEM;
+    w->sums = dfcl_latent_rgb_sums(st->channels);
+    w->rgb = w->sums ? dfcl_calloc(w->ctx, w->capacity + 1, w->sums * sizeof *w->rgb, err) : NULL;
+    w->rgb_row = w->rgb ? w->rgb + w->capacity * w->sums : NULL;
+    return w->moments && w->stat && w->sha256 && (w->rgb || !w->sums) ? DFCL_OK : DFCL_NOMEM;
 }
 
 dfcl_status dfcl_latents_writer_open(struct dfcl_latents_writer **out, const dfcl_context *ctx, const char *path,
@@ -168,6 +173,7 @@ void dfcl_latents_writer_close(struct dfcl_latents_writer **wp) {
     dfcl_free(w->ctx, w->moments);
     dfcl_free(w->ctx, w->stat);
     dfcl_free(w->ctx, w->sha256);
+    dfcl_free(w->ctx, w->rgb);
     dfcl_free(w->ctx, w->path);
     dfcl_free(w->ctx, w);
     *wp = NULL;
@@ -186,6 +192,15 @@ static size_t lower_bound(const struct dfcl_latents_writer *w, const char *name)
             hi = mid;
     }
     return lo;
+}
+
+/* The sums of a row, in w->rgb_row; NULL: it has none. */
+static const double *row_rgb(const struct dfcl_latents_writer *w, const struct row *r) {
+    const struct dfcl_tensor_view *v = w->shards[r->shard].rgb;
+    if (!v)
+        return NULL;
+    memcpy(w->rgb_row, v->part[0] + (size_t)r->row * w->sums * sizeof *w->rgb_row, w->sums * sizeof *w->rgb_row);
+    return w->rgb_row;
 }
 
 static void row_source(const struct dfcl_latents_writer *w, const struct row *r, struct dfcl_latents_source *out) {
@@ -230,6 +245,10 @@ dfcl_status dfcl_latents_writer_add(struct dfcl_latents_writer *w, const struct 
     w->stat[2 * i] = source->bytes;
     w->stat[2 * i + 1] = source->mtime;
     memcpy(w->sha256 + 32 * i, source->sha256, 32);
+    if (w->sums && source->rgb)
+        memcpy(w->rgb + i * w->sums, source->rgb, w->sums * sizeof *w->rgb);
+    else if (w->sums)
+        memset(w->rgb + i * w->sums, 0, w->sums * sizeof *w->rgb);
     return w->waiting == w->capacity || dfcl_now() - w->since > w->save_seconds ? dfcl_latents_writer_flush(w, err) : DFCL_OK;
 }
 
@@ -249,7 +268,8 @@ static dfcl_status write_shard(struct dfcl_latents_writer *w, const char *path, 
     static const char *const moments[4] = {"mean", "logvar", "mean_flip", "logvar_flip"};
     const struct dfcl_latents_settings *st = &w->settings;
     const int parts = st->flips ? 4 : 2;
-    const int64_t n = (int64_t)w->waiting, shape[4] = {n, st->channels, st->side, st->side}, stat[2] = {n, 2}, sha[2] = {n, 32};
+    const int64_t n = (int64_t)w->waiting, shape[4] = {n, st->channels, st->side, st->side}, stat[2] = {n, 2}, sha[2] = {n, 32},
+                  rgb[2] = {n, (int64_t)w->sums};
     const size_t each = w->values / (size_t)parts;
     struct dfcl_text settings = {.ctx = w->ctx};
     struct dfcl_st_writer *f = NULL;
@@ -264,12 +284,16 @@ static dfcl_status write_shard(struct dfcl_latents_writer *w, const char *path, 
         s = dfcl_st_writer_meta(f, "files", names, err);
     if (!s) /* larger element types first */
         s = dfcl_st_writer_tensor(f, "stat", DFCL_I64, stat, 2, err);
+    if (!s && w->sums)
+        s = dfcl_st_writer_tensor(f, "rgb", DFCL_F64, rgb, 2, err);
     for (int k = 0; !s && k < parts; k++)
         s = dfcl_st_writer_tensor(f, moments[k], st->type, shape, 4, err);
     if (!s)
         s = dfcl_st_writer_tensor(f, "sha256", DFCL_U8, sha, 2, err);
     if (!s)
         s = dfcl_st_writer_data(f, w->stat, w->waiting * 2 * sizeof *w->stat, err);
+    if (!s && w->sums)
+        s = dfcl_st_writer_data(f, w->rgb, w->waiting * w->sums * sizeof *w->rgb, err);
     for (int k = 0; !s && k < parts; k++)
         for (size_t i = 0; !s && i < w->waiting; i++)
             s = dfcl_st_writer_f32(f, w->moments + i * w->values + (size_t)k * each, each, err);
@@ -318,6 +342,33 @@ static void free_marks(const struct dfcl_latents_writer *w, struct marks *m) {
     memset(m, 0, sizeof *m);
 }
 
+/* The row of a picture: the newest, since a file that came back as it once was may be there twice. */
+static const struct row *newest(const struct dfcl_latents_writer *w, const char *name) {
+    const struct row *found = NULL;
+    for (size_t k = lower_bound(w, name); k < w->row_count && !strcmp(w->rows[k].name, name); k++)
+        found = w->rows[k].live ? &w->rows[k] : found;
+    return found;
+}
+
+/* Picture by picture in the order given: how the rows came to lie in shards, and in how many goes, does not matter. */
+static dfcl_status fit(const struct dfcl_latents_writer *w, const char *const *names, size_t count, struct dfcl_latent_rgb *out, dfcl_error *err) {
+    memset(out, 0, sizeof *out);
+    if (!w->sums)
+        return DFCL_OK;
+    double *sum = dfcl_calloc(w->ctx, w->sums, sizeof *sum, err);
+    if (!sum)
+        return DFCL_NOMEM;
+    for (size_t i = 0; i < count; i++) {
+        const struct row *r = newest(w, names[i]);
+        const double *one = r ? row_rgb(w, r) : NULL;
+        for (size_t k = 0; one && k < w->sums; k++)
+            sum[k] += one[k];
+    }
+    dfcl_latent_rgb_fit(w->settings.channels, sum, out);
+    dfcl_free(w->ctx, sum);
+    return DFCL_OK;
+}
+
 static dfcl_status mark(struct dfcl_latents_writer *w, const char *const *names, const int *labels, size_t count, struct marks *m, dfcl_error *err) {
     size_t total = 0;
     m->first = dfcl_calloc(w->ctx, w->shard_count, sizeof *m->first, err);
@@ -331,9 +382,7 @@ static dfcl_status mark(struct dfcl_latents_writer *w, const char *const *names,
     }
     memset(m->labels, 0xff, w->row_count * sizeof *m->labels); /* -1 */
     for (size_t i = 0; i < count; i++) {
-        const struct row *found = NULL; /* the newest: a file that came back as it once was may be there twice */
-        for (size_t k = lower_bound(w, names[i]); k < w->row_count && !strcmp(w->rows[k].name, names[i]); k++)
-            found = w->rows[k].live ? &w->rows[k] : found;
+        const struct row *found = newest(w, names[i]);
         if (!found)
             return dfcl_fail(err, DFCL_ERROR, "%s: no latents of %s", w->path, names[i]);
         m->labels[m->first[found->shard] + found->row] = labels[i];
@@ -355,6 +404,7 @@ static dfcl_status compact(struct dfcl_latents_writer *w, const struct marks *m,
                 continue;
             struct dfcl_latents_source source;
             row_source(w, &(struct row){w->shards[i].names[k], (uint32_t)i, (uint32_t)k, true}, &source);
+            source.rgb = row_rgb(w, &(struct row){.shard = (uint32_t)i, .row = (uint32_t)k});
             s = dfcl_latents_shard_read(&w->shards[i], k, false, moments, err);
             if (!s && w->settings.flips)
                 s = dfcl_latents_shard_read(&w->shards[i], k, true, moments + w->values / 2, err);
@@ -367,13 +417,17 @@ static dfcl_status compact(struct dfcl_latents_writer *w, const struct marks *m,
 }
 
 static dfcl_status write_index(struct dfcl_latents_writer *w, const char *source, const struct dfcl_list *classes, const struct marks *m,
-                               int64_t skipped, dfcl_error *err) {
+                               const struct dfcl_latent_rgb *rgb, int64_t skipped, dfcl_error *err) {
     struct dfcl_text t = {.ctx = w->ctx};
     bool first = true;
     dfcl_text_addf(&t, "{\"format\":\"%s\",\n\"settings\":", DFCL_LATENTS_FORMAT);
     dfcl_latents_settings_text(&t, &w->settings);
     dfcl_text_addf(&t, ",\n\"source\":");
     dfcl_text_json_string(&t, source);
+    if (rgb->channels) {
+        dfcl_text_addf(&t, ",\n\"rgb\":");
+        dfcl_latent_rgb_text(&t, rgb);
+    }
     dfcl_text_addf(&t, ",\n\"skipped\":%" PRId64 ",\n\"classes\":[", skipped);
     for (size_t i = 0; i < classes->count; i++) {
         dfcl_text_addf(&t, i ? "," : "");
@@ -412,6 +466,7 @@ static dfcl_status remove_dead(struct dfcl_latents_writer *w, const struct marks
 dfcl_status dfcl_latents_writer_finish(struct dfcl_latents_writer *w, const char *source, const struct dfcl_list *classes, const char *const *names,
                                        const int *labels, size_t count, int64_t skipped, dfcl_error *err) {
     struct marks m = {0};
+    struct dfcl_latent_rgb rgb;
     dfcl_status s = dfcl_latents_writer_flush(w, err);
     if (!s)
         s = mark(w, names, labels, count, &m, err);
@@ -421,7 +476,9 @@ dfcl_status dfcl_latents_writer_finish(struct dfcl_latents_writer *w, const char
     if (!s)
         s = mark(w, names, labels, count, &m, err);
     if (!s)
-        s = write_index(w, source, classes, &m, skipped, err);
+        s = fit(w, names, count, &rgb, err);
+    if (!s)
+        s = write_index(w, source, classes, &m, &rgb, skipped, err);
     if (!s)
         s = remove_dead(w, &m, err);
     free_marks(w, &m);

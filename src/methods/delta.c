@@ -39,6 +39,8 @@ static dfcl_status read_meta(struct dfcl_delta *d, dfcl_error *err) {
     d->input = (int)input;
     v = dfcl_tensor_file_meta(d->file, "class_table");
     d->own_classes = v && !strcmp(v, "own");
+    if ((s = dfcl_latent_rgb_meta(d->file, &d->rgb, err)))
+        return s;
     if ((v = dfcl_tensor_file_meta(d->file, "training")) && !(d->training = dfcl_strdup(d->ctx, v, err)))
         return DFCL_NOMEM;
     if (d->classes >= 0 && (v = dfcl_tensor_file_meta(d->file, "class_names"))) {

@@ -20,6 +20,7 @@ struct dfcl_delta {
     int classes;          /* of its class table; -1: it has none, the base's is used */
     bool own_classes;     /* the table was rebuilt for other classes than the base's; false: row i belongs to the base's class i */
     char **class_names;   /* or NULL */
+    struct dfcl_latent_rgb rgb; /* of its latents' decoder; channels 0: unknown */
     char *training;       /* JSON of the training summary, or NULL */
 };
 dfcl_status dfcl_delta_open(struct dfcl_delta **out, const dfcl_context *ctx, const char *path, dfcl_error *err);

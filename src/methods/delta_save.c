@@ -22,6 +22,8 @@ static dfcl_status describe(dfcl_model *m, struct dfcl_st_writer *w, const char 
     for (size_t i = 0; i < DFCL_COUNT(meta) && !s; i++)
         if (meta[i].value[0])
             s = dfcl_st_writer_meta(w, meta[i].key, meta[i].value, err);
+    if (!s)
+        s = dfcl_latent_rgb_write(w, m->ctx, &m->rgb, err);
     if (!s && d->names) {
         char *json;
         if (!(s = dfcl_names_json(m->ctx, d->names, d->classes, &json, err)))

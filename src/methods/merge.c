@@ -203,7 +203,8 @@ dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl_merge_pa
         cfg.pos_base = DFCL_MAX(g.delta->pos_base, 0);
     }
     if ((s = dfcl_dit_config_check(&cfg, err)) || (diffusers && (s = check_positions(base, &cfg, positions, err))) ||
-        (s = dfcl_merge_out_create(&g.out, ctx, params->names, out_path, &cfg, (const char *const *)names, err)) ||
+        (s = dfcl_merge_out_create(&g.out, ctx, params->names, out_path, &cfg, (const char *const *)names,
+                                   g.delta && g.delta->rgb.channels ? &g.delta->rgb : &base->rgb, err)) ||
         (s = write_all(&g, base, &cfg, positions, diffusers, hash, err)))
         goto out;
     /* Known only now, after the one pass over the base; the file does not exist until it is finished. */

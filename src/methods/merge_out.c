@@ -95,7 +95,7 @@ static dfcl_status write_config(const struct dfcl_merge_out *o, dfcl_error *err)
 
 dfcl_status dfcl_merge_out_create(struct dfcl_merge_out **out, const dfcl_context *ctx, enum dfcl_names names,
                                   const char *path, const struct dfcl_dit_config *cfg, const char *const *class_names,
-                                  dfcl_error *err) {
+                                  const struct dfcl_latent_rgb *rgb, dfcl_error *err) {
     *out = NULL;
     struct dfcl_merge_out *o = dfcl_calloc(ctx, 1, sizeof *o, err);
     if (!o)
@@ -110,6 +110,8 @@ dfcl_status dfcl_merge_out_create(struct dfcl_merge_out **out, const dfcl_contex
         s = dfcl_pt_writer_create(&o->pt, ctx, path, err);
     else if (!(s = dfcl_st_writer_create(&o->st, ctx, path, err)))
         s = dfcl_base_describe(o->st, ctx, cfg, class_names, err);
+    if (!s && o->st)
+        s = dfcl_latent_rgb_write(o->st, ctx, rgb, err);
     if (s)
         dfcl_merge_out_destroy(&o);
     *out = o;

@@ -10,7 +10,7 @@ struct dfcl_merge_out;
  * finish; all names are the original ones. Atomic: the file or folder appears at finish, or not at all. */
 dfcl_status dfcl_merge_out_create(struct dfcl_merge_out **out, const dfcl_context *ctx, enum dfcl_names names,
                                   const char *path, const struct dfcl_dit_config *cfg, const char *const *class_names,
-                                  dfcl_error *err);
+                                  const struct dfcl_latent_rgb *rgb, dfcl_error *err);
 dfcl_status dfcl_merge_out_tensor(struct dfcl_merge_out *o, const char *name, const int64_t *shape, int ndim,
                                   dfcl_error *err);
 /* All values of the tensor. */

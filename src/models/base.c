@@ -223,6 +223,8 @@ dfcl_status dfcl_base_open(struct dfcl_base **out, const dfcl_context *ctx, cons
         (s = dfcl_tensor_file_open(&b->file, ctx, params->path, params->which, err)) || (s = find_shape(b, params, err)) ||
         (s = dfcl_dit_create_table(&b->table, ctx, &b->cfg, err)) || (s = check_tensors(b, err)) || (s = read_positions(b, err)))
         goto out;
+    if ((s = dfcl_latent_rgb_meta(b->file, &b->rgb, err)))
+        goto out;
     const char *names = dfcl_tensor_file_meta(b->file, "class_names");
     if (names) {
         int count;

@@ -160,6 +160,7 @@ dfcl_status dfcl_model_open_base(dfcl_model **out, dfcl_device *dev, struct dfcl
     m->ctx = ctx;
     m->dev = dev;
     m->base = base;
+    m->rgb = base->rgb;
     struct dfcl_dit_config cfg = base->cfg;
     if ((unsigned)params->weights >= DFCL_COUNT(types) || (unsigned)params->pack > DFCL_PACK_CACHE ||
         (unsigned)params->activations > DFCL_ACTIVATIONS_BF16) {
@@ -358,6 +359,7 @@ dfcl_status dfcl_model_save(dfcl_model *m, const char *path, struct dfcl_ref val
     }
     if ((s = dfcl_st_writer_create(&w, m->ctx, path, err)) ||
         (s = dfcl_base_declare(w, m->dit, cfg, (const char *const *)m->domains[0].names, dtype, err)) ||
+        (s = dfcl_latent_rgb_write(w, m->ctx, &m->rgb, err)) ||
         (s = dfcl_base_write_positions(w, m->ctx, cfg, m->base->positions, err)))
         goto out;
     for (int i = 0; i < n; i++) {

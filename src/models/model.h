@@ -7,6 +7,7 @@
 #define DFCL_MODELS_MODEL_H
 
 #include "models/dit.h"
+#include "models/latent_rgb.h"
 
 #include <difffit-cl/model.h>
 #include <sys/stat.h>
@@ -33,6 +34,7 @@ struct dfcl_base {
     float *positions;              /* the file's pos_embed, or NULL: the table is computed */
     bool gammas;                   /* the file has gammas: they are folded into the weights as these are read */
     char **class_names;            /* cfg.classes names, or NULL: the file names none */
+    struct dfcl_latent_rgb rgb;    /* of its latents' decoder; channels 0: unknown */
 };
 /* Opens the container, finds the shape and checks that every tensor is there with the right shape. Values are not read yet. */
 dfcl_status dfcl_base_open(struct dfcl_base **out, const dfcl_context *ctx, const struct dfcl_model_params *params, dfcl_error *err);
@@ -71,6 +73,7 @@ struct dfcl_model {
     struct dfcl_packed *packed; /* where packed matrices lie in place, or NULL (DFCL_PACK_CACHE) */
     enum dfcl_dtype weights; /* type of the frozen matrices on the device */
     char hash[65];           /* of the base file's values, also when the model trains or holds them rounded */
+    struct dfcl_latent_rgb rgb; /* goes into what is saved; channels 0: unknown */
     struct dfcl_domain *domains;
     int domain_count;        /* capacity, base included */
     int class_rows;          /* rows of the pool */

@@ -77,6 +77,25 @@ static dfcl_status most_conditions(const dfcl_context *ctx, const struct dfcl_sa
     return DFCL_OK;
 }
 
+/* ---- previews ---- */
+
+struct preview {
+    const struct dfcl_sample_params *p;
+    struct dfcl_device *dev;
+    int steps;
+    size_t values; /* of a picture */
+    float *x0;     /* [batch, values] */
+};
+
+static dfcl_status on_step(void *user, const struct dfcl_sampler_state *state, dfcl_error *err) {
+    const struct preview *v = user;
+    int step = state->step + 1;
+    if (step % v->p->preview_every && step != v->steps)
+        return DFCL_OK;
+    dfcl_status st = dfcl_read(v->dev, v->x0, state->x0, (uint64_t)state->count * v->values * sizeof(float), err);
+    return st ? st : v->p->preview(v->p->progress_user, step, v->steps, state->first, state->count, v->x0, err);
+}
+
 dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *params, const struct dfcl_sample_request *requests, int n,
                         float *out, dfcl_error *err) {
     struct dfcl_dit *dit = dfcl_model_dit(model);
@@ -85,8 +104,11 @@ dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *para
     struct dfcl_solver solver = {0};
     struct dfcl_sampler *sampler = NULL;
     struct dfcl_sampler_item *items = NULL;
+    struct preview view = {.p = params, .dev = dfcl_model_device(model), .values = (size_t)cfg->channels * (size_t)cfg->input * (size_t)cfg->input};
     if (n == 0)
         return DFCL_OK;
+    if (params->preview_every < 0 || (params->preview_every && !params->preview))
+        return dfcl_fail(err, DFCL_USAGE, "sampling: previews every %d steps: expected no negative number, and where to put them", params->preview_every);
     if (n < 0 || params->batch < 0 || params->steps < 0)
         return dfcl_fail(err, DFCL_USAGE, "sampling: %d pictures, batches of %d, %d steps: expected no negative number", n, params->batch,
                          params->steps);
@@ -122,12 +144,20 @@ dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *para
     st = items ? make_items(model, params, requests, n, items, &guided, err) : DFCL_NOMEM;
     if (!st)
         st = most_conditions(ctx, items, n, opt.batch, &opt.conditions, err);
+    if (!st && params->preview_every) {
+        view.steps = solver.steps;
+        view.x0 = dfcl_calloc(ctx, (size_t)DFCL_MIN(n, opt.batch), view.values * sizeof *view.x0, err);
+        st = view.x0 ? DFCL_OK : DFCL_NOMEM;
+        opt.on_step = on_step;
+        opt.on_step_user = &view;
+    }
     if (!st)
         st = dfcl_sampler_create(&sampler, dit, &opt, n, guided, err);
     if (!st)
         st = dfcl_sampler_run(sampler, items, n, out, err);
     dfcl_sampler_destroy(&sampler);
     dfcl_free(ctx, items);
+    dfcl_free(ctx, view.x0);
     dfcl_solver_finish(&solver);
     return st;
 }

@@ -78,7 +78,10 @@ static dfcl_status open_model(dfcl_trainer *t, dfcl_error *err) {
     struct dfcl_method_config mc = {.method = p->method, .gamma_sites = p->gamma_sites, .gamma_blocks = p->gamma_blocks,
                                     .class_init = p->class_init, .train_classes = p->train_classes, .seed = p->seed,
                                     .classes = dfcl_dataset_classes(t->data), .class_names = dfcl_dataset_class_names(t->data)};
-    return dfcl_method_open(&t->model, t->dev, &p->model, &mc, err);
+    dfcl_status s = dfcl_method_open(&t->model, t->dev, &p->model, &mc, err);
+    if (!s && dfcl_dataset_rgb(t->data)->channels)
+        t->model->rgb = *dfcl_dataset_rgb(t->data);
+    return s;
 }
 
 static dfcl_status open_stepper(dfcl_trainer *t, int micro, dfcl_error *err) {

@@ -64,6 +64,37 @@ def png(name, pixels, w, h):
         f.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
+def read_png(name):
+    """Width, height, bytes of an 8-bit RGB picture."""
+    with open(name, "rb") as f:
+        data = f.read()
+    w, h, depth, kind = struct.unpack(">IIBB", data[16:26])
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and (depth, kind, data[28]) == (8, 2, 0), name
+    at, packed = 8, b""
+    while at < len(data):
+        n, what = struct.unpack(">I4s", data[at:at + 8])
+        packed += data[at + 8:at + 8 + n] if what == b"IDAT" else b""
+        at += 12 + n
+    raw, out, row = zlib.decompress(packed), b"", bytes(3 * w)
+    for y in range(h):
+        kind, line = raw[y * (3 * w + 1)], bytearray(raw[y * (3 * w + 1) + 1:(y + 1) * (3 * w + 1)])
+        for x in range(3 * w if kind else 0):
+            a, b, c = (line[x - 3], row[x], row[x - 3]) if x >= 3 else (0, row[x], 0)
+            near = min((a, b, c), key=lambda v: abs(a + b - c - v))  # noqa: B023
+            line[x] = (line[x] + (0, a, b, (a + b) // 2, near)[kind]) & 255
+        row = bytes(line)
+        out += row
+    return w, h, out
+
+
+def read_tensor(name, key):
+    with open(name, "rb") as f:
+        head = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        data = f.read()
+    a, b = head[key]["data_offsets"]
+    return head[key]["shape"], struct.unpack(f"<{(b - a) // 4}f", data[a:b])
+
+
 def scene(w, h):
     a, b, c = rng.uniform(1, 6), rng.uniform(1, 6), rng.randrange(256)
     return bytes(int(a * x * k + b * y + c + rng.randrange(8)) % 256 for y in range(h) for x in range(w) for k in (1, 2, 3))
@@ -110,7 +141,7 @@ def info(name):
 
 def same(a, b):
     (x, p), (y, q) = cache(a), cache(b)
-    assert x["classes"] == y["classes"] and x["settings"] == y["settings"] and x["skipped"] == y["skipped"]
+    assert all(x[k] == y[k] for k in ("classes", "settings", "skipped", "rgb")), (x, y)
     assert p.keys() == q.keys(), p.keys() ^ q.keys()
     for file in p:
         for key in p[file]:
@@ -254,6 +285,40 @@ assert len(losses) == 50 and all(0 < x < 10 for x in losses), losses
 sample = ["sample", "--device", args.device, "--model", base, "--delta", path("run", "delta.safetensors"), "--steps", 5, "--sampler", "ddim", "-n", 2]
 run(*sample, "--save-latents", path("latents.safetensors"), "--classes", info("whole")["classes"][0]["name"])
 run(*sample, "--vae", VAE, "--out", path("grid.png"))
+
+# Previews: the predicted pictures through the linear approximation that the cache brought and the delta carries. After the last step of DDIM the
+# prediction is the latent itself.
+one = info("whole")["classes"][0]["name"]
+run(*sample, "--save-latents", path("seen.safetensors"), "--classes", one, "--preview-every", 2)
+assert open(path("seen.safetensors"), "rb").read() == open(path("latents.safetensors"), "rb").read()
+rgb = cache("whole")[0]["rgb"]
+with open(path("run", "delta.safetensors"), "rb") as f:
+    carried = json.loads(json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))["__metadata__"]["latent_rgb"])
+assert carried == rgb, (carried, rgb)
+shape, latents = read_tensor(path("seen.safetensors"), "latents")
+n, C, S = shape[:3]
+w, h, pixels = read_png(path("seen.preview.png"))
+zoom = 128 // S
+assert (n, C) == (2, 4) and (w, h) == (n * (S * zoom + 2) + 2, S * zoom + 4), (shape, w, h)
+for i in range(n):
+    for y in range(S):
+        for x in range(S):
+            at = 3 * ((2 + y * zoom + zoom // 2) * w + 2 + i * (S * zoom + 2) + x * zoom + zoom // 2)
+            for k in range(3):
+                v = rgb["bias"][k] + sum(rgb["weight"][k][c] * latents[((i * C + c) * S + y) * S + x] for c in range(C))
+                want = min(max(127.5 * v + 128, 0), 255)
+                assert abs(pixels[at + k] + 0.5 - want) < 0.6, (i, y, x, k, pixels[at + k], want)
+text = json.loads(run("info", path("seen.preview.png"), "--json")[0])["text"]["Comment"]
+assert "pictures 0 to 1 of 2 as predicted at step 5 of 5" in text, text
+run(*sample, "--vae", VAE, "--out", path("pngs/"), "--preview-every", 3)
+assert os.path.isfile(path("pngs.preview.png")) and len(os.listdir(path("pngs"))) == 2 * len(info("whole")["classes"])
+bare = ["sample", "--device", args.device, "--model", base, "--steps", 2, "--sampler", "ddim", "-n", 1, "--classes", 0, "--preview-every", 1]
+fails(2, *bare, "--save-latents", path("bare.safetensors"), says=["no linear approximation", "encode", "train --data CACHE", "--preview-from"])
+assert not os.path.exists(path("bare.safetensors"))
+run(*bare, "--save-latents", path("bare.safetensors"), "--preview-from", path("whole"))
+assert os.path.isfile(path("bare.preview.png"))
+fails(2, *bare, "--save-latents", path("bare.safetensors"), "--preview-from", base, says="no linear approximation")
+fails(2, *bare[:-2], "--save-latents", path("bare.safetensors"), "--preview-from", path("whole"), says="goes with --preview-every")
 with open(path("grid.png"), "rb") as f:
     head = f.read(24)
 assert head[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", head[16:24])[1] >= args.size, head

@@ -1,4 +1,6 @@
 /* A cache of latents: the input as its index beside a good shard, and as a shard beside a good index. */
+#include <math.h>
+
 #include "data/latents.h"
 #include "fuzz_file.h"
 
@@ -38,6 +40,15 @@ static void read_all(const char *dir) {
         return;
     struct dfcl_latents_view v = dfcl_latents_get(l);
     float moments[2 * N];
+    if (v.rgb->channels) { /* what it says can be applied: no number that is none */
+        float z[N] = {0.5f, -1, 2, -3}, rgb[3 * S * S];
+        if (v.rgb->channels != C)
+            abort();
+        dfcl_latent_rgb_apply(v.rgb, 1, S, z, rgb);
+        for (int k = 0; k < 3 * S * S; k++)
+            if (!isfinite(rgb[k]))
+                abort();
+    }
     for (size_t i = 0; i < v.count; i++) {
         if (v.items[i].label < 0 || (size_t)v.items[i].label >= v.classes->count || v.settings.channels != C || v.settings.side != S)
             abort();

@@ -16,7 +16,7 @@
 #include "data/dataset.h"
 #include "data/latents.h"
 
-enum { C = 2, S = 3, N = C * S * S, COUNT = 9 };
+enum { C = 2, S = 3, N = C * S * S, COUNT = 9, SUMS = 6 + 9 + 3 };
 
 static dfcl_context *ctx;
 static char root[64];
@@ -66,10 +66,25 @@ static void moments(int i, int version, float *out) {
     for (int k = 0; k < 4 * N; k++)
         out[k] = (float)(i + 100 * version) + (float)k / 64.0f - 3.0f;
 }
+/* What the linear approximation goes by: colours that are a third, the square and the sine of something. */
+static void sums(int i, int version, double *out) {
+    float m[4 * N], rgb[3 * S * S];
+    const struct dfcl_latents_settings st = settings();
+    moments(i, version, m);
+    for (int p = 0; p < S * S; p++) {
+        rgb[p] = m[p] / 3.0f;
+        rgb[S * S + p] = 0.01f * m[p] * m[S * S + p];
+        rgb[2 * S * S + p] = sinf(m[p]);
+    }
+    dfcl_latent_rgb_picture(C, S * S, m, st.scale, st.shift, rgb, out);
+}
 static void add(struct dfcl_latents_writer *w, int i, int version) {
     float m[4 * N];
     struct dfcl_latents_source s = source(i, version);
     moments(i, version, m);
+    double rgb[SUMS];
+    sums(i, version, rgb);
+    s.rgb = rgb;
     OK(dfcl_latents_writer_add(w, &s, m, err));
 }
 static bool keep(struct dfcl_latents_writer *w, int i, int version, bool with_hash) {
@@ -138,6 +153,23 @@ static void check(const char *name, unsigned mask, unsigned changed, char *finge
     }
     if (fingerprint)
         strcpy(fingerprint, v.fingerprint);
+    /* The approximation is that of the set's pictures in the order that finish() gave, to the 9 digits of the index. */
+    double all[SUMS] = {0}, one[SUMS];
+    for (int i = 0; i < COUNT; i++) {
+        sums(i, changed >> i & 1, one);
+        for (int k = 0; k < SUMS && mask >> i & 1; k++)
+            all[k] += one[k];
+    }
+    struct dfcl_latent_rgb fitted, read;
+    struct dfcl_text t = {.ctx = ctx};
+    dfcl_latent_rgb_fit(C, all, &fitted);
+    dfcl_latent_rgb_text(&t, &fitted);
+    assert_int_equal(fitted.channels, C);
+    OK(dfcl_latent_rgb_parse(t.s, "text", &fitted, err));
+    assert_memory_equal(&fitted, v.rgb, sizeof fitted);
+    OK(dfcl_latent_rgb_read(ctx, at(name), &read, err));
+    assert_memory_equal(&fitted, &read, sizeof fitted);
+    dfcl_text_finish(&t);
     dfcl_latents_close(&l);
 }
 
@@ -272,6 +304,7 @@ static void half_precision(void **state) {
         equal = equal && got[k] == m[k];
     }
     assert_false(equal);
+    assert_int_equal(dfcl_latents_get(l).rgb->channels, 0); /* no sums came with the row */
     dfcl_latents_close(&l);
 }
 
@@ -388,6 +421,10 @@ static void broken(void **state) {
         {"\"crop\":\"center\"", "\"crop\":\"middle\"", "crop: expected center, random"},
         {"\"flip\":true", "\"flip\":false", "without mirror images"},
         {"\"dtype\":\"F32\"", "\"dtype\":\"I8\"", "dtype"},
+        {"\"weight\":[[", "\"weight\":[[1,", "latent_rgb"},
+        {"\"weight\":[[", "\"weight\":[[null],[", "latent_rgb"},
+        {"\"rgb\":{", "\"rgb\":{\"rms\":-1,", "latent_rgb"},
+        {"\"rgb\":{", "\"rgb\":{\"weight\":[[1],[1],[1]],", "expected weights for 2 channels, found 1"},
         {"\"classes\":[", "\"classes\":7,\"x\":[", "classes: expected"},
         {"\"skipped\":3", "\"skipped\":-3", "skipped"},
         {"shard-000000", "../../etc/shard-000000", "shards: expected"},

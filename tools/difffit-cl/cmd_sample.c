@@ -1,5 +1,6 @@
 #include "commands.h"
 #include "sample_out.h"
+#include "sample_preview.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 /* A call of the library: pictures whose deltas are loaded together. */
 struct group {
     struct sample_out *out;
+    struct sample_preview *preview;
     const struct dfcl_sample_request *requests;
     const struct sample_line *const *lines;
     int steps, before; /* pictures of the groups before */
@@ -36,12 +38,18 @@ static dfcl_status on_ready(void *user, int first, int count, const float *laten
     return sample_out_add(g->out, count, latents, g->requests + first, g->lines + first, err);
 }
 
+static dfcl_status on_preview(void *user, int step, int steps, int first, int count, const float *x0, dfcl_error *err) {
+    const struct group *g = user;
+    g->preview->before = g->before;
+    return sample_preview_write(g->preview, step, steps, first, count, x0, err);
+}
+
 /* Group by group. */
-static dfcl_status draw(struct sample_out *to, dfcl_model *model, struct sample_requests *r, struct dfcl_sample_params *sp, bool force,
-                        dfcl_error *err) {
+static dfcl_status draw(struct sample_out *to, struct sample_preview *preview, dfcl_model *model, struct sample_requests *r,
+                        struct dfcl_sample_params *sp, bool force, dfcl_error *err) {
     struct dfcl_sample_request *q = calloc((size_t)to->n, sizeof *q);
     const struct sample_line **lines = calloc((size_t)to->n, sizeof *lines);
-    struct group g = {.out = to, .requests = q, .lines = lines, .steps = sp->steps, .start = cli_now()};
+    struct group g = {.out = to, .preview = preview, .requests = q, .lines = lines, .steps = sp->steps, .start = cli_now()};
     dfcl_status s = DFCL_OK;
     if (!q || !lines) {
         s = err->status = DFCL_NOMEM;
@@ -51,6 +59,7 @@ static dfcl_status draw(struct sample_out *to, dfcl_model *model, struct sample_
     sp->progress_user = &g;
     sp->stop = on_stop;
     sp->ready = on_ready;
+    sp->preview = on_preview;
     for (int64_t at = 0; !s && at < to->n;) {
         int count;
         g.before = (int)at;
@@ -185,7 +194,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     const char *requests_path = NULL, *from = NULL, *guidance = "class", *interval = NULL;
     const char *classes = NULL, *sampler = "ddpm", *out = NULL, *vae = "none", *clip = "auto";
     const char *weights = NULL, *pack = NULL;
-    const char *init_noise = NULL, *step_noise = NULL, *save_latents = NULL;
+    const char *init_noise = NULL, *step_noise = NULL, *save_latents = NULL, *preview_from = NULL;
     int per_class = 0, columns = 0, zoom = 0;
     bool force = false;
     const struct cli_option options[] = {
@@ -216,6 +225,8 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         {"--out", CLI_PATH, &out, "PATH", "grid (NAME.png), samples for an evaluator (NAME.npz), or a folder of pictures", 0, 0},
         {"--columns", CLI_INT, &columns, "N", "columns of the grid (-n)", 1, 10000},
         {"--zoom", CLI_INT, &zoom, "N", "draw each pixel N times (small pictures are enlarged)", 1, 64},
+        {"--preview-every", CLI_INT, &sp.preview_every, "N", "every N steps a grid of the pictures as predicted so far: OUT.preview.png, without --vae too", 1, 1000},
+        {"--preview-from", CLI_PATH, &preview_from, "PATH", "cache of latents, delta or base whose approximation previews use (the delta's, else the base's)", 0, 0},
         {"--init-noise", CLI_PATH, &init_noise, "FILE", "safetensors with z [n,C,S,S] instead of the seed's noise", 0, 0},
         {"--step-noise", CLI_PATH, &step_noise, "FILE", "safetensors with step_noise [steps,n,C,S,S]", 0, 0},
         {"--save-latents", CLI_PATH, &save_latents, "FILE", "write latents [n,C,S,S] as safetensors", 0, 0},
@@ -236,6 +247,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     int *ids = NULL, id_count = 0, code = 0;
     float *z = NULL, *zs = NULL;
     struct sample_out to = {.c = c};
+    struct sample_preview preview = {.c = c};
     dfcl_status s = DFCL_OK;
     if (from) {
         static const char *const fixed[] = {"--delta", "--classes", "--requests", "-n", "--seed", "--cfg", "--init-noise", "--step-noise"};
@@ -289,6 +301,8 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--columns and --zoom are for a grid (--out NAME.png)");
     if (deltas.count > REQUEST_DELTAS)
         return cli_usage(c, "--delta: expected at most %d to blend, found %d", (int)REQUEST_DELTAS, deltas.count);
+    if (preview_from && !sp.preview_every)
+        return cli_usage(c, "--preview-from goes with --preview-every");
     if (requests_path && classes)
         return cli_usage(c, "--classes: --requests names the classes");
     if (requests_path && (init_noise || step_noise))
@@ -341,6 +355,11 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         code = cli_usage(c, "the model works on latents of %d channels: pictures need --vae; without it latents are written with --save-latents", shape->channels);
         goto quiet_out;
     }
+    preview.channels = shape->channels;
+    preview.side = shape->input;
+    sample_preview_path(&preview, out ? out : save_latents);
+    if (sp.preview_every && (s = sample_preview_find(&preview, preview_from, mp.path, &r, &err)) != DFCL_OK)
+        goto out;
     to.channels = to.latent_channels = shape->channels;
     to.side = to.latent_side = shape->input;
     if (out && strcmp(vae, "none")) {
@@ -403,11 +422,13 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     text[k] = NULL;
     to.columns = columns ? columns : pic.columns ? atoi(pic.columns) : requests_path ? 8 : defaults.count;
     to.zoom = zoom ? zoom : pic.zoom ? atoi(pic.zoom) : to.side <= 32 ? 4 : to.side <= 64 ? 2 : 1;
+    preview.columns = to.columns < 8 ? to.columns : 8;
+    preview.of = to.n;
     to.text = text;
     to.requests = &r;
     s = sample_out_begin(&to, &err);
     if (!s)
-        s = draw(&to, model, &r, &sp, force, &err);
+        s = draw(&to, &preview, model, &r, &sp, force, &err);
     if (!s || s == DFCL_INTERRUPTED) {
         dfcl_error late = {0};
         dfcl_status end = sample_out_end(&to, s ? &late : &err);
