@@ -36,7 +36,9 @@ if PART != "tensorboard":
         print(f"PyTorch {torch.__version__} is too old, 2.0 is needed")
         sys.exit(77)
     import difffit_delta
+    import make_interchange
     import torch_dit
+    from make_interchange import ddim
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -137,23 +139,24 @@ def latents(*words):
     return torch_dit.load(out)["latents"]
 
 
-def ddim(x, steps, eps_of):
-    """DDIM, eta 0, evenly spaced, in float64: eps_of(x, t) is the guided prediction."""
-    abar = torch_dit.Schedule().abar
-    used = [round(i * 999 / (steps - 1)) for i in range(steps)]
-    x = x.double()
-    for i in reversed(range(steps)):
-        a, b = float(abar[used[i]]), float(abar[used[i - 1]]) if i else 1.0
-        e = eps_of(x.float(), torch.full((len(x),), used[i]))
-        x = math.sqrt(b) * (x - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - b) * e
-    return x
-
-
 def eps(model, y):
     return lambda x, t: model(x, t, y)[:, :4].double()
 
 
+def stored(found, names):
+    """What tests compare with where PyTorch is not installed (tests/model/test_interchange.c) is what it computes here."""
+    ref = torch_dit.load(os.path.join(GOLDEN, "interchange", "reference.safetensors"))
+    given = make_interchange.inputs()
+    assert all(torch.equal(ref[k], given[k].float()) for k in given) and sorted(found) == sorted(names)
+    for name in names:
+        near(name, found[name], ref[name])
+
+
 # ---- torch ----
+
+
+def torch_stored_reference():
+    stored(make_interchange.compute_torch(GOLDEN), ["applied.out", "applied.drawn", "applied.half_drawn", "guided.3", "guided.all"])
 
 
 def torch_merged_state_dicts():
@@ -317,6 +320,13 @@ def diffusers_delta_module():
     near("applied to diffusers' class", model(x, t, y).sample, original(x, t, y))
     applied.remove()
     assert torch.equal(model(x, t, y).sample, stock)
+
+
+def diffusers_stored_reference():
+    found, digest = make_interchange.compute_diffusers(CLI, GOLDEN)
+    stored(found, ["merged.out"])
+    with open(os.path.join(GOLDEN, "interchange", "reference.safetensors"), "rb") as f:
+        assert json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))["__metadata__"]["merged_sha256"] == digest
 
 
 def diffusers_refuses_scaled_positions():
