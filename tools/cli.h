@@ -63,6 +63,7 @@ struct cli_command {
     const char *name;
     int (*run)(struct cli *c, int argc, char **argv); /* argv[0] is the command */
     const char *help;
+    bool no_device; /* opens none: it has no --device */
 };
 struct cli_program {
     const char *name, *noun; /* "difffit-cl", "command" */
@@ -121,7 +122,7 @@ void cli_activations(const char *activations, struct dfcl_model_params *p);
 
 /* How pictures of a folder are read. */
 #define CLI_PICTURE_OPTIONS(crop, alpha, skip_bad)                                                                                 \
-    {"--crop", CLI_CHOICE, crop, "center|random", "pictures: the middle square (center), or a random one; training cuts another each time", 0, 0},            \
+    {"--crop", CLI_CHOICE, crop, "center|random", "pictures: the middle square (center), or a random one (train: another each time; encode: one for each picture)", 0, 0},            \
     {"--alpha", CLI_CHOICE, alpha, "white|drop", "pictures: transparency on white (default), or drop: the colour under it", 0, 0},   \
     {"--skip-bad", CLI_FLAG, skip_bad, NULL, "leave out files that cannot be read instead of stopping", 0, 0}
 

@@ -156,6 +156,18 @@ static void man_command(struct cli *c, const char *usage, const struct cli_optio
 
 static void man_common(struct cli *c, const char *usage, const struct cli_option *options, const struct cli_option *common, int words) {
     man_options(common);
+    for (int i = 0; i < c->program->count; i++)
+        if (c->program->commands[i].no_device) {
+            printf(".PP\n");
+            roff("Commands that use no device have no --device:");
+            for (int k = i; k < c->program->count; k++)
+                if (c->program->commands[k].no_device) {
+                    putchar(' ');
+                    roff(c->program->commands[k].name);
+                }
+            putchar('\n');
+            break;
+        }
 }
 
 static void man_section(const char *title, const char *text) {
@@ -188,7 +200,10 @@ void cli_man(const struct cli_program *p) {
     for (int i = 0; i < p->count; i++)
         cli_visit(p, p->commands[i].name, man_command, NULL);
     printf(".SH COMMON OPTIONS\n");
-    cli_visit(p, p->commands[0].name, man_common, NULL);
+    const struct cli_command *all = p->commands;
+    while (all->no_device) /* one that has every common option */
+        all++;
+    cli_visit(p, all->name, man_common, NULL);
     snprintf(text, sizeof text,
              "Every option can also come from a JSON file (--config) or from an environment variable: the command line wins over the environment, the "
              "environment over the file. --NAME=off takes back a flag that the file or the environment sets.\nIn the file, options have their names without "

@@ -223,6 +223,8 @@ static int walk(struct cli *c, const struct words *w, const struct options_table
         const struct cli_option *near;
         snprintf(name, sizeof name, "%.*s", eq ? (int)(eq - word) : (int)strlen(word), word);
         const struct cli_option *o = options_find(t, name, &near);
+        if (!o && !strcmp(name, "--device"))
+            return mistake(c, cli_usage(c, "%s uses no device, so there is no --device", c->command));
         if (!o)
             return mistake(c, near ? cli_usage(c, "unknown option %s (did you mean %s?)", name, near->name)
                                    : cli_usage(c, "unknown option %s", name));
@@ -236,9 +238,16 @@ static int walk(struct cli *c, const struct words *w, const struct options_table
     return n;
 }
 
+static bool opens_device(const struct cli *c) {
+    for (int i = 0; i < c->program->count; i++)
+        if (!strcmp(c->program->commands[i].name, c->command))
+            return !c->program->commands[i].no_device;
+    return true;
+}
+
 int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const struct cli_option *options, const char **rest,
               int rest_max) {
-    const struct cli_option common[] = {
+    const struct cli_option every[] = {
         {"--device", CLI_DEVICE, &c->device, "D", "auto (default), an index of `devices`, opencl:0, host, or part of a name", 0, 0},
         {"--config", CLI_PATH, &c->config, "FILE", "JSON file with options; the environment and the command line win over it", 0, 0},
         {"--verbose", CLI_FLAG, &c->verbose, NULL, "say more: the device, the memory plan, kernel builds", 0, 0},
@@ -246,6 +255,7 @@ int cli_parse(struct cli *c, int argc, char **argv, const char *usage, const str
         {"--help", CLI_FLAG, NULL, NULL, "this text", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
+    const struct cli_option *common = every + !opens_device(c);
     if (c->visit) {
         c->visit(c, usage, options, common, rest_max);
         return -1;

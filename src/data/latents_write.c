@@ -94,7 +94,7 @@ static dfcl_status look_around(struct dfcl_latents_writer *w, dfcl_error *err) {
             s = p ? dfcl_remove_tree(w->ctx, p, err) : DFCL_NOMEM;
             dfcl_free(w->ctx, p);
         } else if (strcmp(name, DFCL_LATENTS_INDEX) && strcmp(name, DFCL_LATENTS_LOCK)) {
-            s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new folder or a cache of latents, found %s in it", w->path, name);
+            s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new folder or a cache of latents, found \"%s\" in it", w->path, name);
         }
     }
     dfcl_list_free(w->ctx, &list);
@@ -142,7 +142,7 @@ dfcl_status dfcl_latents_writer_open(struct dfcl_latents_writer **out, const dfc
         struct dfcl_list list;
         s = dfcl_list_dir(ctx, path, &list, err);
         if (!s && list.count)
-            s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new folder or a cache of latents, found %s in it", path, list.names[0]);
+            s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new folder or a cache of latents, found \"%s\" in it", path, list.names[0]);
         dfcl_list_free(ctx, &list);
     }
     if (!s)

@@ -222,6 +222,8 @@ static dfcl_status scan_latents(const dfcl_context *ctx, const char *path, const
 dfcl_status dfcl_scan_folder(const dfcl_context *ctx, const char *path, struct dfcl_scan *out, dfcl_error *err) {
     struct dfcl_list top;
     memset(out, 0, sizeof *out);
+    if (dfcl_path_kind(path) == DFCL_PATH_FILE)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: expected a folder of pictures or latents, found a file", path);
     dfcl_status s = dfcl_list_dir(ctx, path, &top, err);
     if (s)
         return s;

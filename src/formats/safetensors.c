@@ -149,11 +149,13 @@ static dfcl_status parse(struct dfcl_st *st, dfcl_error *err) {
     uint64_t head = 0;
     for (int i = 7; i >= 0; i--)
         head = head << 8 | st->data[i];
+    if (st->size > 8 && st->data[8] != '{')
+        return dfcl_fail(err, DFCL_FORMAT, "%s: not a safetensors file: the header at byte 8 does not start with {", st->path);
     if (head > DFCL_ST_MAX_HEADER || head > st->size - 8)
         return dfcl_fail(err, DFCL_FORMAT, "%s: not a safetensors file, or cut short: a header of %llu bytes is announced, the file has %llu",
                          st->path, (unsigned long long)head, (unsigned long long)st->size);
-    if (head == 0 || st->data[8] != '{')
-        return dfcl_fail(err, DFCL_FORMAT, "%s: not a safetensors file: the header does not start with {", st->path);
+    if (head == 0)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: not a safetensors file: a header of 0 bytes", st->path);
     const uint64_t data_size = st->size - 8 - head;
     cJSON *json = NULL;
     struct span *spans = NULL;

@@ -33,7 +33,7 @@ static dfcl_status check_folder(const dfcl_context *ctx, const char *path, dfcl_
     if (kind == DFCL_PATH_FILE || kind == DFCL_PATH_OTHER)
         return dfcl_fail(err, DFCL_USAGE, "%s: expected a new or empty folder, found a file", path);
     if (kind == DFCL_PATH_DIR && !(s = dfcl_list_dir(ctx, path, &list, err)) && list.count)
-        s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new or empty folder, found %s in it", path, list.names[0]);
+        s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new or empty folder, found \"%s\" in it", path, list.names[0]);
     dfcl_list_free(ctx, &list);
     return s;
 }

@@ -91,7 +91,7 @@ dfcl_status dfcl_dit_reserve_ahead(struct dfcl_dit *dit, int passes, int conditi
     if (!s && bytes > left)
         s = dfcl_fail(
             err, DFCL_NOMEM,
-            "the plan needs %.1f MiB of %.1f MiB: the modulations of one step do not fit; a smaller batch needs less",
+            "the plan needs %.1f MiB, there may be %.1f MiB: the modulations of one step do not fit; a smaller batch needs less",
             (double)(dit->plan.total + bytes) / 1048576.0, (double)limit / 1048576.0);
     if (!s)
         s = dfcl_arena_commit(&h->arena, err);

@@ -243,8 +243,8 @@ dfcl_status dfcl_dit_plan(struct dfcl_dit *dit, int max_batch, enum dfcl_recompu
     if (!s && limit && p.total > limit) {
         char text[512];
         dfcl_plan_line(&p, &dit->dev->info, text, sizeof text);
-        s = dfcl_fail(err, DFCL_NOMEM, "the plan needs %.1f MiB of %.1f MiB: %s; a smaller batch needs less", (double)p.total / 1048576.0,
-                      (double)limit / 1048576.0, text);
+        s = dfcl_fail(err, DFCL_NOMEM, "the plan needs %.1f MiB, there may be %.1f MiB: %s%s", (double)p.total / 1048576.0, (double)limit / 1048576.0,
+                      text, max_batch > 1 ? "; a smaller batch needs less" : "; a batch of 1 is the smallest");
     }
     if (!s)
         s = dfcl_arena_commit(&dit->acts_arena, err);

@@ -39,7 +39,7 @@ static dfcl_status check_empty(const dfcl_context *ctx, const char *path, dfcl_e
     dfcl_status s = dfcl_list_dir(ctx, path, &list, err);
     for (size_t i = 0; !s && i < list.count; i++)
         if (strcmp(list.names[i], LOCK_NAME))
-            s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new or empty folder for the run, found %s in it (resume the run, or choose "
+            s = dfcl_fail(err, DFCL_USAGE, "%s: expected a new or empty folder for the run, found \"%s\" in it (resume the run, or choose "
                           "another folder)", path, list.names[i]);
     dfcl_list_free(ctx, &list);
     return s;

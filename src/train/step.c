@@ -201,7 +201,7 @@ static dfcl_status choose_passes(struct dfcl_stepper *st, const struct dfcl_step
     if (!*advice)
         return DFCL_OK;
     dfcl_plan_line(&st->plan, &st->dev->info, plan, sizeof plan);
-    return dfcl_fail(err, DFCL_NOMEM, "training in passes of %d needs %.1f MiB of %.1f MiB: %s; optimizer and batch %.1f MiB; %s", size.micro,
+    return dfcl_fail(err, DFCL_NOMEM, "training in passes of %d needs %.1f MiB, there may be %.1f MiB: %s; optimizer and batch %.1f MiB; %s", size.micro,
                      (double)*need / 1048576.0, (double)room / 1048576.0, plan, (double)(*need - st->plan.total) / 1048576.0, advice);
 }
 

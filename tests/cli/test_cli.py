@@ -17,6 +17,7 @@ import zlib
 CLI, GOLDEN = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
 PATTERN = sys.argv[3] if len(sys.argv) > 3 else ""
 COMMANDS = ["devices", "demo", "encode", "train", "sample", "info", "init", "merge", "verify", "selftest", "doctor"]
+DEVICELESS = ["devices", "info", "init", "merge", "doctor"]
 tmp = tempfile.TemporaryDirectory(prefix="dfcl-cli-")
 T = tmp.name
 os.environ["XDG_CACHE_HOME"] = os.path.join(T, "cache")
@@ -77,7 +78,7 @@ def test_help():
     for c in COMMANDS:
         assert re.search(rf"^  {c} ", out, re.M), c
         text, err = run(c, "--help")
-        assert "usage: difffit-cl " + c in text and "--device" in text and not err, c
+        assert "usage: difffit-cl " + c in text and ("--device" in text) == (c not in DEVICELESS) and not err, c
         assert max(len(line) for line in text.split("\n")) <= 140, c
     _, err = run(code=2)
     assert "usage" in err
@@ -85,6 +86,8 @@ def test_help():
 
 
 def test_usage():
+    for c in DEVICELESS:
+        fails(2, c, "--device", "host", says=["no device", c])
     fails(2, "trian", says="trian")
     for c in COMMANDS:
         fails(2, c, "--no-such-thing", says=["--no-such-thing", f"difffit-cl {c} --help"])
@@ -239,6 +242,21 @@ def test_bad_files():
     with open(path("broken-images/k/bad.png"), "wb") as f:
         f.write(b"\x89PNG\r\n\x1a\nnot really")
     fails(6, "train", "--device", "host", "--model", base, "--data", path("broken-images"), "--out", path("b-run"), says="bad.png")
+
+
+def test_wrong_paths():
+    """What was expected at a path, and what lies there."""
+    base, images, note = make_base("wbase.safetensors"), make_images("wimages"), path("note.txt")
+    with open(note, "w") as f:
+        f.write("A note that is no model at all, of some length.\n")
+    fails(6, "info", note, says=[note, "not a safetensors file", "does not start with {"])
+    fails(6, "train", "--device", "host", "--model", note, "--data", images, "--out", path("w"), says=[note, "does not start with {"])
+    fails(6, "train", "--device", "host", "--model", base, "--data", base, "--out", path("w"), says=[base, "expected a folder of pictures or latents, found a file"])
+    fails(2, "train", "--device", "host", "--model", base, "--data", images, "--out", images, says=['found "a" in it'])
+    fails(7, "demo", "--device", "host", "--data", path("nowhere"), "--out", path("wdemo"), says=["nowhere/base.safetensors", "No such file", "--data"])
+    assert not os.path.exists(path("w")) and not os.path.exists(path("wdemo"))
+    for c, word in (("train", "another each time"), ("encode", "one for each picture")):
+        assert word in " ".join(run(c, "--help")[0].split()), c
 
 
 def small_train(run_dir, base, images, *more, code=0, steps=4):
@@ -660,6 +678,9 @@ def test_out_of_memory():
     out, err = run("train", "--device", "host", "--model", base, "--data", images, "--out", path("oom"), "--max-memory", "1K", code=4)
     assert "weights" in err and "activations" in err, err
     assert "recompute block" in err and "no setting needs less than" in err, err
+    assert "there may be 0.0 MiB" in err, err
+    fails(4, "sample", "--device", "host", "--model", base, "--batch", 1, "-n", 1, "--out", path("oom.png"), "--max-memory", "10K",
+          says=["there may be", "a batch of 1 is the smallest"])
     fails(2, "train", "--device", "host", "--model", base, "--data", images, "--out", path("oom"), "--recompute", "all", says="auto, none, cheap or block")
     _, err = run("train", "--device", "host", "--model", base, "--data", images, "--out", path("rc"), "--steps", 1, "--batch", 4, "--recompute", "block",
                  "--verbose")

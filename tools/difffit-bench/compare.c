@@ -3,6 +3,7 @@
 
 #include <cjson/cJSON.h>
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,7 @@ static dfcl_status read_result(struct result *r, dfcl_error *err) {
     size_t n = 0, cap = 0;
     FILE *f = fopen(r->path, "r");
     if (!f)
-        return bench_fail(err, DFCL_IO, "%s: cannot open", r->path);
+        return bench_fail(err, DFCL_IO, "%s: cannot open: %s", r->path, strerror(errno));
     dfcl_status s = DFCL_OK;
     do {
         if (cap - n < 4096) {

@@ -3,12 +3,12 @@
 #include "bench.h"
 
 static const struct cli_command commands[] = {
-    {"peak", bench_peak, "most that the device can do: products in f32 and bf16, reading memory"},
-    {"ops", bench_ops, "every variant of every op, beside the peak measured in the same run"},
-    {"forward", bench_forward, "one pass of a whole network"},
-    {"train", bench_train, "one optimizer step: noise, forward, loss, backward, AdamW, moving average"},
-    {"sample", bench_sample, "drawing pictures, all steps"},
-    {"compare", bench_compare, "ratios of two results that --json wrote"},
+    {"peak", bench_peak, "most that the device can do: products in f32 and bf16, reading memory", false},
+    {"ops", bench_ops, "every variant of every op, beside the peak measured in the same run", false},
+    {"forward", bench_forward, "one pass of a whole network", false},
+    {"train", bench_train, "one optimizer step: noise, forward, loss, backward, AdamW, moving average", false},
+    {"sample", bench_sample, "drawing pictures, all steps", false},
+    {"compare", bench_compare, "ratios of two results that --json wrote", true},
 };
 
 static const char *const examples[][2] = {

@@ -346,6 +346,12 @@ int cmd_demo(struct cli *c, int argc, char **argv) {
         fail(&err, DFCL_IO, "the shipped base and pictures were not found; name their folder with --data");
         return cli_fail(c, &err);
     }
+    char base[sizeof d.data + 32];
+    snprintf(base, sizeof base, "%s/base.safetensors", d.data);
+    if (access(base, R_OK) != 0) {
+        fail(&err, DFCL_IO, "%s: cannot open: %s; --data names the folder with base.safetensors and digits/", base, strerror(errno));
+        return cli_fail(c, &err);
+    }
     if (mkdir(out, 0777) != 0 && errno != EEXIST) {
         snprintf(err.msg, sizeof err.msg, "%s: cannot create folder: %s", out, strerror(errno));
         err.status = DFCL_IO;

@@ -4,17 +4,17 @@
 #include <string.h>
 
 static const struct cli_command commands[] = {
-    {"devices", cmd_devices, "list every compute device"},
-    {"demo", cmd_demo, "fine-tune the small base on handwritten digits; before and after pictures"},
-    {"encode", cmd_encode, "turn a folder of pictures into a cache of latents to train from"},
-    {"train", cmd_train, "fine-tune a base on an image folder (or train one from scratch)"},
-    {"sample", cmd_sample, "draw pictures from a base and a delta"},
-    {"info", cmd_info, "say what a checkpoint, delta, run or data folder is"},
-    {"init", cmd_init, "write a random base of a given size"},
-    {"merge", cmd_merge, "fold a delta into its base: an ordinary checkpoint"},
-    {"verify", cmd_verify, "compare with reference data"},
-    {"selftest", cmd_selftest, "check a device in a few seconds"},
-    {"doctor", cmd_doctor, "say what a bug report needs: drivers, devices, caches, versions"},
+    {"devices", cmd_devices, "list every compute device", true},
+    {"demo", cmd_demo, "fine-tune the small base on handwritten digits; before and after pictures", false},
+    {"encode", cmd_encode, "turn a folder of pictures into a cache of latents to train from", false},
+    {"train", cmd_train, "fine-tune a base on an image folder (or train one from scratch)", false},
+    {"sample", cmd_sample, "draw pictures from a base and a delta", false},
+    {"info", cmd_info, "say what a checkpoint, delta, run or data folder is", true},
+    {"init", cmd_init, "write a random base of a given size", true},
+    {"merge", cmd_merge, "fold a delta into its base: an ordinary checkpoint", true},
+    {"verify", cmd_verify, "compare with reference data", false},
+    {"selftest", cmd_selftest, "check a device in a few seconds", false},
+    {"doctor", cmd_doctor, "say what a bug report needs: drivers, devices, caches, versions", true},
 };
 
 static const char *const examples[][2] = {
