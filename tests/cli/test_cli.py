@@ -254,6 +254,7 @@ def test_wrong_paths():
     fails(6, "train", "--device", "host", "--model", base, "--data", base, "--out", path("w"), says=[base, "expected a folder of pictures or latents, found a file"])
     fails(2, "train", "--device", "host", "--model", base, "--data", images, "--out", images, says=['found "a" in it'])
     fails(7, "demo", "--device", "host", "--data", path("nowhere"), "--out", path("wdemo"), says=["nowhere/base.safetensors", "No such file", "--data"])
+    fails(2, "sample", "--device", "host", "--model", base, "--delta", base + ":half", "-n", 1, "--out", path("w.png"), says=[base, "strength", "'half'"])
     assert not os.path.exists(path("w")) and not os.path.exists(path("wdemo"))
     for c, word in (("train", "another each time"), ("encode", "one for each picture")):
         assert word in " ".join(run(c, "--help")[0].split()), c

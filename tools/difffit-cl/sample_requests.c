@@ -385,6 +385,21 @@ static bool same_deltas(const struct sample_line *a, const struct sample_line *b
     return same;
 }
 
+/* A file that is there, with something behind it that is no strength: "no such file" would not say so. */
+static dfcl_status check_strength(const char *text, dfcl_error *err) {
+    struct stat st;
+    char path[REQUEST_PATH], file[REQUEST_PATH];
+    double strength;
+    sample_split_strength(text, path, sizeof path, &strength);
+    const char *colon = strrchr(path, ':');
+    if (!colon || stat(path, &st) == 0)
+        return DFCL_OK;
+    snprintf(file, sizeof file, "%.*s", (int)(colon - path), path);
+    if (stat(file, &st) != 0)
+        return DFCL_OK;
+    return fail(err, DFCL_USAGE, "%s: expected a number after the colon, the strength of this delta, found '%s'", file, colon + 1);
+}
+
 static dfcl_status load(struct sample_requests *r, dfcl_model *model, struct sample_set *set, bool force,
                         dfcl_error *err) {
     char path[REQUEST_DELTAS][REQUEST_PATH];
@@ -392,6 +407,9 @@ static dfcl_status load(struct sample_requests *r, dfcl_model *model, struct sam
     const struct sample_line *l = set->line;
     for (int i = 0; i < l->deltas; i++) {
         double strength;
+        dfcl_status bad = check_strength(l->delta[i], err);
+        if (bad)
+            return bad;
         sample_split_strength(l->delta[i], path[i], sizeof path[i], &strength);
         part[i] = (struct dfcl_delta_part){path[i], (float)strength};
     }
