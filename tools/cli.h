@@ -115,6 +115,10 @@ void cli_weights(struct cli *c, const char *weights, const char *pack, struct df
 #define CLI_WEIGHTS_OPTIONS(weights, pack)                                                                                             \
     {"--weights", CLI_CHOICE, weights, "f32|bf16|f16", "type in which frozen matrices are held (f32); 16 bits take half the memory", 0, 0}, \
     {"--pack", CLI_CHOICE, pack, "auto|never|cache", "auto (default): lay weights out for the device; cache: and keep that on disk for the next start; never: on a CPU, read them straight from the file", 0, 0}
+/* The same for the resolution, into p->input and p->pos_step. */
+#define CLI_RESOLUTION_OPTIONS(p, input_default)                                                                                        \
+    {"--input", CLI_INT, &(p)->input, "S", "side of the latent (an eighth of the picture's) or picture (" input_default ")", 1, 4096}, \
+    {"--pos-scale", CLI_DBL, &(p)->pos_step, "X", "distance between neighbouring tokens' positions: 0.5 for twice the base's side (the base's side / --input)", 1e-6, 4096}
 /* The same for --activations. */
 void cli_activations(const char *activations, struct dfcl_model_params *p);
 #define CLI_ACTIVATIONS_OPTION(activations)                                                                                             \

@@ -48,7 +48,10 @@ struct dfcl_model_params {
     const char *which;      /* training checkpoints: "ema" (default) or "model" */
     int max_domains;        /* beside the base; 0: 1 */
     int max_class_rows;     /* extra class rows for all domains together; 0: 4096 */
-    int input;              /* another resolution than the file's (side of the latent); 0: as in the file. Positions are scaled */
+    int input;              /* another resolution than the file's (side of the latent); 0: as in the file */
+    double positional_scale; /* as dfcl_model_shape's; 0: the file's own, or, at another resolution, the file's grid, so that positions span the same range */
+    double pos_step;        /* instead: distance between the positions of neighbouring tokens (DiffFit, section 3.4: 0.5 for twice the side). 0: not given.
+                             * With input 0 the side is the file's / pos_step */
     enum dfcl_weight_type weights;
     enum dfcl_packing pack;
     enum dfcl_activation_type activations;
@@ -92,6 +95,10 @@ struct dfcl_delta_part {
 };
 DFCL_API dfcl_status dfcl_model_load_blend(dfcl_model *model, const struct dfcl_delta_part *parts, int count, int force, int *domain,
                                            dfcl_error *err);
+/* Sets params->input and ->positional_scale to the resolution that the deltas were trained at, for a model that uses them; leaves alone what none of the files
+ * says. DFCL_FORMAT names two that differ. Errors as for reading a delta. */
+DFCL_API dfcl_status dfcl_delta_resolution(const dfcl_context *ctx, const char *const *paths, int count, struct dfcl_model_params *params,
+                                           dfcl_error *err);
 /* Frees the domain's slot and class rows for another delta. DFCL_USAGE for domain 0 and for one that is not loaded. */
 DFCL_API dfcl_status dfcl_model_unload_delta(dfcl_model *model, int domain, dfcl_error *err);
 /* Number of classes of a domain, and a class's name ("" when unknown; NULL when out of range). */
@@ -106,7 +113,7 @@ DFCL_API dfcl_status dfcl_model_find_class(const dfcl_model *model, int domain, 
  * dfcl_model_open and dfcl_model_load_delta. */
 enum dfcl_names { DFCL_NAMES_ORIGINAL = 0, DFCL_NAMES_DIFFUSERS };
 struct dfcl_merge_params {
-    struct dfcl_model_params base; /* path or random, heads, which, input */
+    struct dfcl_model_params base; /* path or random, heads, which, input, positional_scale, pos_step */
     const char *delta;             /* NULL: the base alone, in other names or another container */
     int force;                     /* also a delta made on another base */
     enum dfcl_names names;

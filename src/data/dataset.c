@@ -173,8 +173,9 @@ static dfcl_status find_latents(struct dfcl_dataset *ds, dfcl_error *err) {
         return dfcl_fail(err, DFCL_FORMAT, "%s: latents of another VAE: expected the one with the hash %s, found %s", ds->opt.path, ds->opt.vae_hash,
                          st->vae);
     if (st->channels != ds->opt.channels || st->side != ds->opt.side)
-        return dfcl_fail(err, DFCL_FORMAT, "%s: the model works on latents of %d x %d x %d, found %d x %d x %d (pictures of %d)", ds->opt.path,
-                         ds->opt.channels, ds->opt.side, ds->opt.side, st->channels, st->side, st->side, st->size);
+        return dfcl_fail(err, DFCL_FORMAT, "%s: the model works on latents of %d x %d x %d, found %d x %d x %d (pictures of %d)%s", ds->opt.path,
+                         ds->opt.channels, ds->opt.side, ds->opt.side, st->channels, st->side, st->side, st->size,
+                         st->channels == ds->opt.channels ? "; its input can be set to theirs" : "");
     ds->scan.latent = true;
     ds->layout = DFCL_LAYOUT_MOMENTS;
     ds->moments = *st;

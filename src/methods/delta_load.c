@@ -180,6 +180,37 @@ static dfcl_status check_tables(struct blend *b, dfcl_error *err) {
     return DFCL_OK;
 }
 
+dfcl_status dfcl_delta_resolution(const dfcl_context *ctx, const char *const *paths, int count,
+                                  struct dfcl_model_params *params, dfcl_error *err) {
+    const char *first = NULL;
+    int input = 0;
+    double scale = 0;
+    for (int i = 0; i < count; i++) {
+        struct dfcl_delta *d;
+        dfcl_status s = dfcl_delta_open(&d, ctx, paths[i], err);
+        if (s)
+            return s;
+        double of = DFCL_MAX(d->pos_base, 0);
+        if (d->input && first && (d->input != input || of != scale))
+            s = dfcl_fail(err, DFCL_FORMAT,
+                          "%s: trained at side %d (positional scale %g), %s at side %d (%g): pictures of both cannot be drawn together", paths[i],
+                          d->input, of, first, input, scale);
+        if (d->input && !first) {
+            first = paths[i];
+            input = d->input;
+            scale = of;
+        }
+        dfcl_delta_close(&d);
+        if (s)
+            return s;
+    }
+    if (first) {
+        params->input = input;
+        params->positional_scale = scale;
+    }
+    return DFCL_OK;
+}
+
 static dfcl_status check(struct dfcl_model *m, const struct dfcl_delta *d, bool force, dfcl_error *err) {
     const struct dfcl_dit_config *c = dfcl_dit_get_config(m->dit);
     dfcl_status s;

@@ -196,8 +196,9 @@ dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl_merge_pa
         if (g.delta->own_classes || g.delta->class_names)
             names = g.delta->class_names;
     }
-    /* The domain's resolution, unless another one was asked for. */
-    if (g.delta && g.delta->input > 0 && g.delta->input != cfg.input && params->base.input <= 0) {
+    /* The domain's resolution and positions, unless others were asked for. */
+    if (g.delta && g.delta->input > 0 && (g.delta->input != cfg.input || (g.delta->pos_base >= 0 && g.delta->pos_base != cfg.pos_base)) &&
+        params->base.input <= 0 && !(params->base.positional_scale > 0) && !(params->base.pos_step > 0)) {
         positions = NULL;
         cfg.input = g.delta->input;
         cfg.pos_base = DFCL_MAX(g.delta->pos_base, 0);

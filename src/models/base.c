@@ -77,7 +77,18 @@ static dfcl_status find_input(struct dfcl_base *b, const struct dfcl_model_param
     const char *scale = dfcl_tensor_file_meta(b->file, "positional_scale");
     if (scale && !dfcl_parse_double(scale, &c->pos_base))
         return dfcl_fail(err, DFCL_FORMAT, "%s: positional_scale \"%.40s\": expected a number", b->path, scale);
+    if (!(params->pos_step >= 0 && params->pos_step <= 4096) || !(params->positional_scale >= 0) || (params->pos_step > 0 && params->positional_scale > 0))
+        return dfcl_fail(err, DFCL_USAGE, "%s: positions %g apart on a grid of %g: expected one of them, not negative", b->path, params->pos_step,
+                         params->positional_scale);
+    const double own = c->pos_base;
     c->input = params->input > 0 ? params->input : b->file_input;
+    if (params->pos_step > 0 && params->input <= 0) {
+        double side = b->file_input / params->pos_step;
+        c->input = side <= 65536 ? (int)lround(side) : 0;
+        if (b->file_input && (c->input < 1 || c->input % c->patch || fabs(side - c->input) > 1e-6 * side))
+            return dfcl_fail(err, DFCL_USAGE, "%s: positions %g apart make a side of %g from the file's %d, expected a multiple of the patch, %d: give the side too",
+                             b->path, params->pos_step, side, b->file_input, c->patch);
+    }
     if (!c->input)
         return dfcl_fail(err, DFCL_USAGE, "%s: the file has no pos_embed and does not say the side of its latents: give it", b->path);
     if (c->input % c->patch)
@@ -86,6 +97,14 @@ static dfcl_status find_input(struct dfcl_base *b, const struct dfcl_model_param
     /* Another resolution keeps the positions of the pre-trained grid and puts new ones in between (DiffFit, section 3.4). */
     if (b->file_input && c->input != b->file_input && !(c->pos_base > 0))
         c->pos_base = (double)(b->file_input / c->patch);
+    if (params->positional_scale > 0)
+        c->pos_base = params->positional_scale;
+    if (params->pos_step > 0) { /* a step of 1 is no scaling; one that was divided out is whole again */
+        double grid = params->pos_step * (c->input / c->patch);
+        grid = fabs(grid - round(grid)) < 1e-9 * grid ? round(grid) : grid;
+        c->pos_base = grid == c->input / c->patch ? 0 : grid;
+    }
+    b->own_positions = c->input == b->file_input && c->pos_base == own;
     return DFCL_OK;
 }
 
@@ -159,7 +178,7 @@ static dfcl_status check_finite(const struct dfcl_base *b, const char *name, con
 /* Stored positions are used as they are at the file's own resolution: a 16-bit file holds them rounded, as its model was evaluated. */
 static dfcl_status read_positions(struct dfcl_base *b, dfcl_error *err) {
     const struct dfcl_tensor_view *v = dfcl_tensor_file_find(b->file, "pos_embed");
-    if (!v || b->cfg.input != b->file_input)
+    if (!v || !b->own_positions)
         return DFCL_OK;
     if (!(b->positions = dfcl_calloc(b->ctx, (size_t)v->count, sizeof *b->positions, err)))
         return DFCL_NOMEM;

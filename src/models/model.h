@@ -31,6 +31,7 @@ struct dfcl_base {
     struct dfcl_dit *table;        /* names and shapes, on no device */
     struct dfcl_dit_config cfg;    /* as used: `input` and `pos_base` reflect params.input */
     int file_input;                /* the file's own resolution; 0: it does not say */
+    bool own_positions;            /* the model is used with the file's resolution and positions */
     float *positions;              /* the file's pos_embed, or NULL: the table is computed */
     bool gammas;                   /* the file has gammas: they are folded into the weights as these are read */
     char **class_names;            /* cfg.classes names, or NULL: the file names none */

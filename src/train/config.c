@@ -179,6 +179,8 @@ static void add_settings(cJSON *o, const struct dfcl_train_config *c, const stru
     dfcl_json_add_text(o, "pack", p->model.pack == DFCL_PACK_NEVER ? "never" : "auto");
     dfcl_json_add_text(o, "activations", dfcl_keeps_bf16(&p->model) ? "bf16" : "f32");
     dfcl_json_add_number(o, "input", model->shape.input);
+    if (model->shape.positional_scale > 0)
+        dfcl_json_add_number(o, "positional_scale", model->shape.positional_scale);
     dfcl_json_add_text(o, "data", dfcl_dataset_fingerprint(data));
     dfcl_json_add_text(o, "method", model->method);
     dfcl_json_add_text(o, "gamma_sites", model->gamma_sites);

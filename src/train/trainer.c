@@ -58,6 +58,9 @@ static dfcl_status open_data(dfcl_trainer *t, dfcl_error *err) {
     dfcl_status s = dfcl_base_open(&base, t->ctx, &t->cfg.p.model, err);
     if (s)
         return s;
+    if (base->file_input && base->cfg.input != base->file_input)
+        dfcl_log(t->ctx, DFCL_LOG_INFO, "%s: made for a side of %d, trained at %d: positions %g apart", base->path, base->file_input, base->cfg.input,
+                 base->cfg.pos_base > 0 ? base->cfg.pos_base * base->cfg.patch / base->cfg.input : 1.0);
     struct dfcl_dataset_options o = {.path = t->cfg.p.data, .arrays = t->cfg.p.arrays, .channels = base->cfg.channels, .side = base->cfg.input,
                                      .flip = t->cfg.p.flip != 0, .random_crop = t->cfg.random_crop, .alpha = t->cfg.alpha,
                                      .skip_bad = t->cfg.p.skip_bad != 0, .val_fraction = t->cfg.p.val_fraction, .seed = t->cfg.p.seed, .batch = t->cfg.p.batch, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};

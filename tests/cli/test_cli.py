@@ -395,6 +395,46 @@ def same_file(a, b):
     assert open(a, "rb").read() == open(b, "rb").read(), (a, b)
 
 
+def test_resolution():
+    base = make_base("rbase.safetensors", classes=2)
+    images = make_images("rimages", side=20)
+    at = ["--device", "host", "--model", base]
+    small_train("r-large", base, images, "--pos-scale", 0.5)
+    large = path("r-large/delta.safetensors")
+    d = json.loads(run("info", large, "--json")[0])
+    assert d["input"] == 16 and d["positional_scale"] == 4, d
+    small_train("r-large", base, images, "--pos-scale", 0.5, "--resume", "auto", steps=6)
+    fails(2, "train", *at, "--data", images, "--out", path("r-large"), "--resume", "auto", "--steps", 8, "--batch", 4, "--lr", "1e-3", "--log-every", 1,
+          "--input", 16, "--pos-scale", 0.25, says="positional_scale")
+    # the delta brings its resolution
+    draw = ["-n", 2, "--classes", "a", "--steps", 3, "--sampler", "ddim", "--seed", 4]
+    run("sample", *at, "--delta", large, *draw, "--out", path("r-a.png"), "--save-latents", path("r-a.safetensors"))
+    shape = next(iter(tensors(path("r-a.safetensors"))[0].values()))[0]
+    assert shape == [2, 1, 16, 16], shape
+    # asked for, the same; other positions, another picture, drawn again from its text
+    run("sample", *at, "--delta", large, *draw, "--input", 16, "--pos-scale", 0.5, "--out", path("r-b.png"), "--save-latents", path("r-b.safetensors"))
+    same_file(path("r-a.safetensors"), path("r-b.safetensors"))
+    run("sample", *at, "--delta", large, *draw, "--input", 16, "--pos-scale", 1, "--out", path("r-c.png"), "--save-latents", path("r-c.safetensors"))
+    assert open(path("r-a.safetensors"), "rb").read() != open(path("r-c.safetensors"), "rb").read()
+    assert png_text(path("r-c.png"))["pos-scale"] == "1" and "pos-scale" not in png_text(path("r-a.png"))
+    run("sample", *at, "--from", path("r-c.png"), "--out", path("r-d.png"))
+    same_file(path("r-c.png"), path("r-d.png"))
+    # a merged base holds the positions
+    run("merge", "--model", base, "--delta", large, "--out", path("r-merged.safetensors"))
+    d = json.loads(run("info", path("r-merged.safetensors"), "--json")[0])
+    assert d["input"] == 16 and d["positional_scale"] == 4, d
+    run("sample", "--device", "host", "--model", path("r-merged.safetensors"), *draw, "--out", path("r-e.png"), "--save-latents", path("r-e.safetensors"))
+    a, e = (struct.unpack("<512f", next(iter(tensors(path(n))[0].values()))[1]) for n in ("r-a.safetensors", "r-e.safetensors"))
+    assert max(abs(p - q) for p, q in zip(a, e)) < 1e-4
+    fails(2, "merge", "--model", base, "--delta", large, "--out", path("r-hub"), "--names", "diffusers", says="positions")
+    # deltas of two resolutions
+    small_train("r-small", base, images)
+    with open(path("r-requests"), "w") as f:
+        f.write(f"delta={large} class=a\ndelta={path('r-small/delta.safetensors')} class=a\n")
+    fails(6, "sample", *at, "--requests", path("r-requests"), "--out", path("r-no"), says=["side 16", "side 8"])
+    fails(2, "train", *at, "--data", images, "--out", path("r-no"), "--pos-scale", 0.7, says=["0.7", "patch"])
+
+
 def test_requests_and_from():
     base, images = make_base("qbase.safetensors"), make_images("qimages", classes=("cat", "dog"))
     for k in (1, 2, 3):
@@ -639,7 +679,10 @@ def test_latent_cache():
     fails(2, "train", "--device", "host", "--model", base, "--data", cache, "--out", path("c-cut"), "--steps", 9, "--batch", 4, "--lr", "1e-3", "--log-every", 1,
           "--flip", "--checkpoint-every", 3, "--resume", "auto", says="data")
     small = make_base("csmall.safetensors", input=8, channels=2)
-    fails(6, "train", "--device", "host", "--model", small, "--data", cache, "--out", path("c-no"), says=["2 x 8 x 8", "2 x 4 x 4"])
+    fails(6, "train", "--device", "host", "--model", small, "--data", cache, "--out", path("c-no"), says=["2 x 8 x 8", "2 x 4 x 4", "input"])
+    small_train("c-input", small, cache, "--input", 4)
+    d = json.loads(run("info", path("c-input/delta.safetensors"), "--json")[0])
+    assert d["input"] == 4 and d["positional_scale"] == 4, d  # the base's grid of 4 x 4 tokens
     flat = make_cache("flatcache", flip=False)
     fails(2, "train", "--device", "host", "--model", base, "--data", flat, "--flip", "--out", path("c-no"), says="mirrored")
     os.remove(os.path.join(cache, "index.json"))

@@ -82,7 +82,7 @@ static const struct {
 } kept[] = {{"model", "--model"},     {"heads", "--heads"},     {"weights-of", "--weights-of"},     {"weights", "--weights"},
             {"sampler", "--sampler"}, {"steps", "--steps"},     {"spacing", "--spacing"},           {"eta", "--eta"},
             {"clip", "--clip"},       {"vae", "--vae"},         {"vae-scale", "--vae-scale"},       {"cfg-channels", "--cfg-channels"},
-            {"guidance", "--guidance"}, {"cfg-interval", "--cfg-interval"}};
+            {"guidance", "--guidance"}, {"cfg-interval", "--cfg-interval"}, {"input", "--input"},         {"pos-scale", "--pos-scale"}};
 enum { KEPT = sizeof kept / sizeof *kept };
 
 struct picture {
@@ -206,6 +206,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         {"--heads", CLI_INT, &mp.heads, "H", "attention heads, where the file does not say", 1, 1024},
         {"--weights-of", CLI_CHOICE, &mp.which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
         CLI_WEIGHTS_OPTIONS(&weights, &pack),
+        CLI_RESOLUTION_OPTIONS(&mp, "as the deltas were trained, else the base's"),
         {"--classes", CLI_STR, &classes, "LIST", "ids or names separated by commas, null, or all (default)", 0, 0},
         {"-n", CLI_INT, &per_class, "N", "pictures per class (4), or per request (1)", 1, 1000000},
         {"--sampler", CLI_CHOICE, &sampler, "ddpm|ddim|dpm++", "sampler (ddpm)", 0, 0},
@@ -244,7 +245,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     dfcl_device *dev = NULL;
     dfcl_model *model = NULL;
     dfcl_vae *decoder = NULL;
-    int *ids = NULL, id_count = 0, code = 0;
+    int *ids = NULL, id_count = 0, code = 0, given_input = 0; /* --input, before the deltas have a say */
     float *z = NULL, *zs = NULL;
     struct sample_out to = {.c = c};
     struct sample_preview preview = {.c = c};
@@ -331,6 +332,9 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         mp.max_domains = r.set_count < 1 ? 1 : r.set_count < 64 ? r.set_count : 64;
     if (!s)
         s = cli_open_device(c, &dev, &err);
+    given_input = mp.input;
+    if (!s && mp.input <= 0 && !(mp.pos_step > 0))
+        s = sample_requests_resolution(&r, c, &mp, &err);
     if (!s)
         s = dfcl_model_open(&model, dev, &mp, &err);
     if (!s && pic.base && strcmp(pic.base, dfcl_model_hash(model)) && !force) {
@@ -388,17 +392,21 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         goto out;
     sp.init_noise = z;
     sp.step_noise = zs;
-    char steps[16], eta[32], heads[16], scale[32];
+    char steps[16], eta[32], heads[16], scale[32], side[16], step[32];
     snprintf(steps, sizeof steps, "%d", sp.steps);
     snprintf(eta, sizeof eta, "%.17g", sp.eta);
     snprintf(heads, sizeof heads, "%d", mp.heads);
     snprintf(scale, sizeof scale, "%.17g", vp.scale);
+    snprintf(side, sizeof side, "%d", given_input);
+    snprintf(step, sizeof step, "%.17g", mp.pos_step);
     const char *const pairs[][2] = {{"Software", "difffit-cl"},
                                     {"version", dfcl_version()},
                                     {"base", dfcl_model_hash(model)},
                                     {"model", mp.path},
                                     {"heads", mp.heads ? heads : NULL},
                                     {"weights-of", mp.which},
+                                    {"input", given_input ? side : NULL},
+                                    {"pos-scale", mp.pos_step > 0 ? step : NULL},
                                     {"weights", weights},
                                     {"sampler", sampler},
                                     {"steps", steps},

@@ -91,6 +91,7 @@ int cmd_merge(struct cli *c, int argc, char **argv) {
         {"--gammas", CLI_CHOICE, &gammas, "fold|keep", "into the weights (fold), or kept as tensors, for the PyTorch reproduction of DiffFit", 0, 0},
         {"--weights-of", CLI_CHOICE, &p.base.which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
         {"--heads", CLI_INT, &p.base.heads, "H", "attention heads, where the file does not say", 1, 1024},
+        CLI_RESOLUTION_OPTIONS(&p.base, "as the delta was trained"),
         {"--force", CLI_FLAG, &force, NULL, "even when the delta was made on another base", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };

@@ -33,6 +33,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--heads", CLI_INT, &p.model.heads, "H", "attention heads, where the file does not say", 1, 1024},
         {"--weights-of", CLI_CHOICE, &which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
         CLI_WEIGHTS_OPTIONS(&weights, &pack),
+        CLI_RESOLUTION_OPTIONS(&p.model, "the base's, over --pos-scale"),
         {"--data", CLI_PATH, &p.data, "DIR", "image folder (a sub-folder a class) or folder of latents (required)", 0, 0},
         {"--vae", CLI_PATH, &vae, "none|DIR", "autoencoder: decodes the grids of --sample-every; cached latents must come from its encoder (none)", 0, 0},
         {"--out", CLI_PATH, &p.run_dir, "RUN", "run directory (required)", 0, 0},

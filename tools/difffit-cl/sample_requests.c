@@ -482,6 +482,27 @@ static dfcl_status hashes(struct sample_requests *r, struct cli *c, int k, bool 
     return DFCL_OK;
 }
 
+dfcl_status sample_requests_resolution(const struct sample_requests *r, struct cli *c,
+                                       struct dfcl_model_params *params, dfcl_error *err) {
+    int n = 0, most = 0;
+    for (int k = 0; k < r->set_count; k++)
+        most += r->sets[k].line->deltas;
+    char(*path)[REQUEST_PATH] = calloc((size_t)most + 1, sizeof *path);
+    const char **list = calloc((size_t)most + 1, sizeof *list);
+    dfcl_status s = path && list ? DFCL_OK : no_memory(err);
+    for (int k = 0; !s && k < r->set_count; k++)
+        for (int i = 0; i < r->sets[k].line->deltas; i++, n++) {
+            double strength;
+            sample_split_strength(r->sets[k].line->delta[i], path[n], sizeof path[n], &strength);
+            list[n] = path[n];
+        }
+    if (!s)
+        s = dfcl_delta_resolution(c->ctx, list, n, params, err);
+    free(list);
+    free(path);
+    return s;
+}
+
 dfcl_status sample_requests_resolve(struct sample_requests *r, struct cli *c, dfcl_model *model, bool force,
                                     dfcl_error *err) {
     for (int k = -1; k < r->set_count; k++) {

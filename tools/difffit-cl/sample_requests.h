@@ -46,6 +46,8 @@ void sample_requests_free(struct sample_requests *r);
 
 /* Finds the distinct deltas and blends. */
 dfcl_status sample_requests_group(struct sample_requests *r, dfcl_error *err);
+/* The resolution that the deltas were trained at, which must be one, into the parameters of the model to open. */
+dfcl_status sample_requests_resolution(const struct sample_requests *r, struct cli *c, struct dfcl_model_params *params, dfcl_error *err);
 /* Loads each delta once, finds every class, compares hashes: what is wrong shows before anything is drawn. */
 dfcl_status sample_requests_resolve(struct sample_requests *r, struct cli *c, dfcl_model *model, bool force, dfcl_error *err);
 /* The single line there is, once for each of these classes; pictures are numbered on. */
