@@ -96,7 +96,7 @@ def check(r, kind, batch, device, weights="f32"):
 
 def test_help():
     out, _ = run("--help")
-    for b in ("peak", "ops", "forward", "train", "sample", "compare"):
+    for b in ("peak", "ops", "forward", "train", "sample", "vae", "compare"):
         assert re.search(rf"^  {b} ", out, re.M), b
         text, err = run(b, "--help")
         assert f"usage: difffit-bench {b}" in text and not err
@@ -215,6 +215,39 @@ def test_paced():
     fails(2, "forward", "--device", "host", "--model", base(), "--paced", says="line", stdin="")
 
 
+def test_vae():
+    """The reference's picture and latent there and back, on every device."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "vae")
+    with open(os.path.join(folder, "io.safetensors"), "rb") as f:
+        n = struct.unpack("<Q", f.read(8))[0]
+        head, data = json.loads(f.read(n)), f.read()
+
+    def golden(key):
+        a, b = head[key]["data_offsets"]
+        return head[key]["shape"], list(struct.unpack(f"<{(b - a) // 4}f", data[a:b]))
+
+    shape, z = golden("a.dec_in")
+    save("v-decode.safetensors", x=(shape, [0.18215 * v for v in z]))
+    save("v-encode.safetensors", x=golden("a.image"))
+    for device in devices():
+        for what, key in (("encode", "a.mean"), ("decode", "a.dec_out")):
+            out, _ = run("vae", "--device", device, "--vae", folder, "--what", what, "--pixels", 32, "--inputs", path(f"v-{what}.safetensors"), "--output",
+                         path("v-out.safetensors"), "--paced", "--json", stdin="\n\n")
+            lines = out.split("\n", 3)
+            r = json.loads(lines[3])
+            assert lines[0] == "ready" and r["repeat"] == 2 and r["what"] == what and r["peak_memory_bytes"] > 0 and r["whole_bytes"] >= r["least_bytes"] > 0, r
+            got, want = read("v-out.safetensors"), golden(key)
+            assert got[0] == want[0]
+            worst = max(abs(p - q) for p, q in zip(got[1], want[1]))
+            assert worst < 1e-4 * (max(want[1]) - min(want[1])), (device, what, worst)
+    words = ["vae", "--device", "host", "--vae", folder]
+    assert "s per image" in run(*words, "--pixels", 16, "--repeat", 1)[0]
+    fails(2, *words, "--pixels", 33, says=["--pixels", "33"])
+    fails(2, *words, "--paced", "--repeat", 3, says="--repeat")
+    fails(2, "vae", says="--vae")
+    fails(4, *words, "--pixels", 2048, "--max-memory", "1M", "--repeat", 1, says="MiB")
+
+
 def test_compare():
     def write(name, r):
         with open(path(name), "w") as f:
@@ -263,7 +296,7 @@ def test_ops():
 
 def test_torch():
     """Without PyTorch: the script parses, has help and says what is missing. With it: both sides agree."""
-    for script in (TORCH, os.path.join(os.path.dirname(TORCH), "torch_dit.py")):
+    for script in [TORCH] + [os.path.join(os.path.dirname(TORCH), name) for name in ("torch_dit.py", "bench_vae.py")]:
         with open(script) as f:
             ast.parse(f.read())
     assert "--table" in run(TORCH, "--help", program=sys.executable)[0]

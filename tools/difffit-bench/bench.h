@@ -9,6 +9,7 @@ int bench_ops(struct cli *c, int argc, char **argv);
 int bench_forward(struct cli *c, int argc, char **argv);
 int bench_train(struct cli *c, int argc, char **argv);
 int bench_sample(struct cli *c, int argc, char **argv);
+int bench_vae(struct cli *c, int argc, char **argv);
 int bench_compare(struct cli *c, int argc, char **argv);
 
 /* ---- report.c ---- */

@@ -8,6 +8,7 @@ static const struct cli_command commands[] = {
     {"forward", bench_forward, "one pass of a whole network", false},
     {"train", bench_train, "one optimizer step: noise, forward, loss, backward, AdamW, moving average", false},
     {"sample", bench_sample, "drawing pictures, all steps", false},
+    {"vae", bench_vae, "pictures to latents and back", false},
     {"compare", bench_compare, "ratios of two results that --json wrote", true},
 };
 
