@@ -320,15 +320,15 @@ static void report(const struct demo *d, const struct dfcl_device_info *dev) {
 }
 
 int cmd_demo(struct cli *c, int argc, char **argv) {
-    struct demo d = {.c = c, .steps = 600, .batch = 64, .lr = 5e-3, .cfg = 3, .sample_steps = 20};
+    struct demo d = {.c = c, .steps = 450, .batch = 64, .lr = 5e-3, .cfg = 2, .sample_steps = 20};
     const char *out = "difffit-demo", *data = NULL;
     const struct cli_option options[] = {
         {"--out", CLI_PATH, &out, "DIR", "folder to write (difffit-demo); replaced when it holds an earlier demo", 0, 0},
         {"--data", CLI_PATH, &data, "DIR", "folder with base.safetensors and digits/ (the shipped one)", 0, 0},
-        {"--steps", CLI_INT, &d.steps, "N", "fine-tuning steps (600)", 1, 1000000},
+        {"--steps", CLI_INT, &d.steps, "N", "fine-tuning steps (450)", 1, 1000000},
         {"--batch", CLI_INT, &d.batch, "B", "pictures per step (64)", 1, 65536},
         {"--lr", CLI_DBL, &d.lr, "X", "learning rate (5e-3)", 1e-9, 1},
-        {"--cfg", CLI_DBL, &d.cfg, "W", "guidance scale of the drawn pictures (3)", 0, 20},
+        {"--cfg", CLI_DBL, &d.cfg, "W", "guidance scale of the drawn pictures (2)", 0, 20},
         {"--sample-steps", CLI_INT, &d.sample_steps, "N", "steps of DPM-Solver++ (20)", 1, 1000},
         {"--seed", CLI_U64, &d.seed, "N", "seed (0)", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
