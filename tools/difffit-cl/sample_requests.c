@@ -491,8 +491,9 @@ dfcl_status sample_requests_resolution(const struct sample_requests *r, struct c
     const char **list = calloc((size_t)most + 1, sizeof *list);
     dfcl_status s = path && list ? DFCL_OK : no_memory(err);
     for (int k = 0; !s && k < r->set_count; k++)
-        for (int i = 0; i < r->sets[k].line->deltas; i++, n++) {
+        for (int i = 0; !s && i < r->sets[k].line->deltas; i++, n++) {
             double strength;
+            s = check_strength(r->sets[k].line->delta[i], err);
             sample_split_strength(r->sets[k].line->delta[i], path[n], sizeof path[n], &strength);
             list[n] = path[n];
         }
