@@ -370,7 +370,7 @@ def test_interrupted_sampling_keeps_pictures():
     err = p.communicate()[1]
     assert p.returncode == 130, (p.returncode, err)
     names = sorted(os.listdir(folder))
-    assert len(names) >= 4 and len(names) % 2 == 0 and names == [f"{i:06}.png" for i in range(len(names))], names
+    assert len(names) >= 4 and names == [f"{i:06}.png" for i in range(len(names))], names
     assert f"{len(names)} of 100000 pictures done and kept" in err, err
     got = tensors(latents)[0]["latents"]
     assert got[0] == [len(names), 1, 8, 8], got[0]

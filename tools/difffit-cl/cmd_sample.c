@@ -236,7 +236,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     };
     static const char usage[] =
         "sample --model FILE [--delta FILE] --out PATH [options]\n       difffit-cl sample --from PNG --out PATH\n\nDraws pictures. The same seed gives the "
-        "same noise in any batch and on any device.\nPictures are written batch by batch; an interrupted run keeps them.";
+        "same noise in any batch and on any device.\nPictures are written one by one as their batches are done; an interrupted run keeps them.";
     if (cli_parse(c, argc, argv, usage, options, NULL, 0) < 0)
         return c->code;
     dfcl_error err = {0};

@@ -112,55 +112,64 @@ static dfcl_status write_one(const struct sample_out *o, int i, const uint8_t *p
     return s;
 }
 
-/* Latents to 8 bit, through the autoencoder where there is one, a picture at a time. */
-static dfcl_status make_pixels(const struct sample_out *o, int count, const float *latents, uint8_t *pixels, dfcl_error *err) {
+/* One latent to 8 bit, through the autoencoder where there is one. */
+static dfcl_status make_pixels(const struct sample_out *o, const float *latent, uint8_t *pixels, dfcl_error *err) {
     if (!o->vae) {
-        dfcl_pixels(latents, count, o->channels, o->side, pixels);
+        dfcl_pixels(latent, 1, o->channels, o->side, pixels);
         return DFCL_OK;
     }
     float *picture = malloc(values(o) * sizeof *picture);
-    dfcl_status s = picture ? DFCL_OK : no_memory(err);
-    for (int i = 0; i < count && !s; i++) {
-        s = dfcl_vae_decode(o->vae, 1, o->latent_side, o->latent_side, latents + (size_t)i * latent_values(o), picture, err);
-        if (!s)
-            dfcl_pixels(picture, 1, o->channels, o->side, pixels + (size_t)i * values(o));
-    }
+    if (!picture)
+        return no_memory(err);
+    dfcl_status s = dfcl_vae_decode(o->vae, 1, o->latent_side, o->latent_side, latent, picture, err);
+    if (!s)
+        dfcl_pixels(picture, 1, o->channels, o->side, pixels);
     if (!s && o->c->verbose && o->done == 0)
         fprintf(stderr, "decoder: %s\n", dfcl_vae_plan(o->vae));
     free(picture);
     return s;
 }
 
+/* Picture number o->done. */
+static dfcl_status add_one(struct sample_out *o, const float *latent, const struct dfcl_sample_request *q, const struct sample_line *l, dfcl_error *err) {
+    dfcl_status s = DFCL_OK;
+    if (o->latents)
+        memcpy(o->latents + (size_t)o->done * latent_values(o), latent, latent_values(o) * sizeof *latent);
+    if (o->path && o->layout == SAMPLE_GRID) {
+        s = make_pixels(o, latent, o->pixels + (size_t)o->done * values(o), err);
+    } else if (o->path) {
+        uint8_t *pixels = malloc(values(o));
+        if (!pixels)
+            return no_memory(err);
+        s = make_pixels(o, latent, pixels, err);
+        if (!s && o->labels) {
+            o->labels[o->done] = q->class_id;
+            s = dfcl_npz_writer_add(o->npz, pixels, 1, err);
+        } else if (!s) {
+            s = write_one(o, o->done, pixels, q, l, err);
+        }
+        free(pixels);
+    }
+    o->done += !s;
+    return s;
+}
+
 dfcl_status sample_out_add(struct sample_out *o, int count, const float *latents,
                            const struct dfcl_sample_request *requests, const struct sample_line *const *lines,
                            dfcl_error *err) {
-    dfcl_status s = DFCL_OK;
-    size_t each = values(o), at = (size_t)o->done * each;
-    if (o->latents)
-        memcpy(o->latents + (size_t)o->done * latent_values(o), latents, (size_t)count * latent_values(o) * sizeof *latents);
-    if (o->path && o->layout == SAMPLE_GRID) {
-        s = make_pixels(o, count, latents, o->pixels + at, err);
-    } else if (o->path) {
-        if (o->layout == SAMPLE_FOLDER && o->done == 0 && mkdir(o->path, 0777) != 0 && errno != EEXIST) {
-            char why[128];
-            snprintf(why, sizeof why, "cannot create folder: %s", strerror(errno));
-            return no_place(err, o->path, why);
-        }
-        uint8_t *pixels = malloc((size_t)count * each);
-        if (!pixels)
-            return no_memory(err);
-        s = make_pixels(o, count, latents, pixels, err);
-        for (int i = 0; i < count && o->labels; i++)
-            o->labels[o->done + i] = requests[i].class_id;
-        if (o->labels && !s)
-            s = dfcl_npz_writer_add(o->npz, pixels, count, err);
-        for (int i = 0; i < count && !o->labels && !s; i++)
-            s = write_one(o, o->done + i, pixels + (size_t)i * each, &requests[i], lines[i], err);
-        free(pixels);
+    if (o->path && o->layout == SAMPLE_FOLDER && o->done == 0 && mkdir(o->path, 0777) != 0 && errno != EEXIST) {
+        char why[128];
+        snprintf(why, sizeof why, "cannot create folder: %s", strerror(errno));
+        return no_place(err, o->path, why);
     }
-    if (!s)
-        o->done += count;
-    return s;
+    for (int i = 0; i < count; i++) {
+        if (i && cli_interrupted()) /* decoding takes its time; what is done is written */
+            return err->status = DFCL_INTERRUPTED;
+        dfcl_status s = add_one(o, latents + (size_t)i * latent_values(o), &requests[i], lines[i], err);
+        if (s)
+            return s;
+    }
+    return DFCL_OK;
 }
 
 /* All lines that have been drawn, the last as far as it was. */

@@ -1,4 +1,5 @@
-/* Where samples go: a picture, a grid, a folder of pictures, an .npz, a file of latents. Pictures are written as their batches are done. */
+/* Where samples go: a picture, a grid, a folder of pictures, an .npz, a file of latents. Pictures are
+ * decoded and written one by one as their batches are done. */
 #ifndef SAMPLE_OUT_H
 #define SAMPLE_OUT_H
 
@@ -30,7 +31,7 @@ enum sample_layout sample_layout_of(const char *path);
 dfcl_status sample_out_check(const struct sample_out *o, dfcl_error *err);
 /* Takes memory. */
 dfcl_status sample_out_begin(struct sample_out *o, dfcl_error *err);
-/* The next `count` pictures, and what was asked for. */
+/* The next `count` pictures, and what was asked for. DFCL_INTERRUPTED between two of them, when a signal came: those before are done. */
 dfcl_status sample_out_add(struct sample_out *o, int count, const float *latents, const struct dfcl_sample_request *requests,
                            const struct sample_line *const *lines, dfcl_error *err);
 /* Writes what is written as a whole: everything added, also when that is not all. */
