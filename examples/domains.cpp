@@ -75,7 +75,7 @@ void draw(const char *selector, const char *base, const char *out, const std::ve
         }
     const dfcl_model_shape *shape = dfcl_model_get_shape(m);
     const int n = static_cast<int>(wanted.size());
-    std::vector<float> x(wanted.size() * static_cast<std::size_t>(shape->channels) * static_cast<std::size_t>(shape->input * shape->input));
+    std::vector<float> x(wanted.size() * static_cast<std::size_t>(shape->channels) * static_cast<std::size_t>(shape->input * shape->input_width));
     dfcl_sample_params how{};
     how.sampler = DFCL_SAMPLER_DDIM;
     how.steps = 20;
@@ -84,10 +84,10 @@ void draw(const char *selector, const char *base, const char *out, const std::ve
     must([&](dfcl_error *e) { return dfcl_sample(m, &how, wanted.data(), n, x.data(), e); });
 
     std::vector<std::uint8_t> pixels(x.size());
-    dfcl_pixels(x.data(), n, shape->channels, shape->input, pixels.data());
+    dfcl_pixels(x.data(), n, shape->channels, shape->input, shape->input_width, pixels.data());
     std::uint8_t *grid = nullptr;
     int width = 0, height = 0;
-    must([&](dfcl_error *e) { return dfcl_grid(c, pixels.data(), n, shape->input, shape->channels, each, 4, &grid, &width, &height, e); });
+    must([&](dfcl_error *e) { return dfcl_grid(c, pixels.data(), n, shape->input, shape->input_width, shape->channels, each, 4, &grid, &width, &height, e); });
     auto free_grid = [c](std::uint8_t *p) { dfcl_free_pixels(c, p); };
     std::unique_ptr<std::uint8_t, decltype(free_grid)> owned(grid, free_grid);
     must([&](dfcl_error *e) { return dfcl_png_write(c, out, grid, width, height, shape->channels, nullptr, e); });

@@ -71,7 +71,7 @@ static dfcl_status draw(const dfcl_context *context, dfcl_device *device, const 
     for (int c = 0; c < classes && c < MOST_CLASSES; c++)
         for (uint32_t i = 0; i < EACH; i++)
             wanted[n++] = (struct dfcl_sample_request){.domain = domain, .class_id = c, .number = i};
-    size_t values = (size_t)n * (size_t)shape->channels * (size_t)shape->input * (size_t)shape->input;
+    size_t values = (size_t)n * (size_t)shape->channels * (size_t)shape->input * (size_t)shape->input_width;
     x = malloc(values * sizeof *x);
     pixels = malloc(values);
     if (!x || !pixels || (shape->channels != 1 && shape->channels != 3)) {
@@ -81,8 +81,8 @@ static dfcl_status draw(const dfcl_context *context, dfcl_device *device, const 
     }
     status = dfcl_sample(model, &how, wanted, n, x, err);
     if (!status) {
-        dfcl_pixels(x, n, shape->channels, shape->input, pixels);
-        status = dfcl_grid(context, pixels, n, shape->input, shape->channels, EACH, 4, &grid, &width, &height, err);
+        dfcl_pixels(x, n, shape->channels, shape->input, shape->input_width, pixels);
+        status = dfcl_grid(context, pixels, n, shape->input, shape->input_width, shape->channels, EACH, 4, &grid, &width, &height, err);
     }
     if (!status)
         status = dfcl_png_write(context, out, grid, width, height, shape->channels, NULL, err);

@@ -128,6 +128,11 @@ void cli_weights(struct cli *c, const char *weights, const char *pack, struct df
     p->progress_user = c;
 }
 
+void cli_resolution(const struct cli_extent *input, struct dfcl_model_params *p) {
+    p->input = input->height;
+    p->input_width = input->width;
+}
+
 void cli_activations(const char *activations, struct dfcl_model_params *p) {
     p->activations = !activations || !strcmp(activations, "auto")  ? DFCL_ACTIVATIONS_AUTO
                      : !strcmp(activations, "bf16") ? DFCL_ACTIVATIONS_BF16

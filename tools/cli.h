@@ -8,7 +8,12 @@
 
 #include <difffit-cl/dfcl.h>
 
-enum cli_kind { CLI_FLAG, CLI_STR, CLI_CHOICE, CLI_PATH, CLI_DEVICE, CLI_INT, CLI_I64, CLI_U64, CLI_DBL, CLI_SIZE, CLI_LIST };
+enum cli_kind { CLI_FLAG, CLI_STR, CLI_CHOICE, CLI_PATH, CLI_DEVICE, CLI_INT, CLI_I64, CLI_U64, CLI_DBL, CLI_SIZE, CLI_EXTENT, CLI_LIST };
+
+/* Sides: "64" of a square, or width x height, "96x64"; 0: not given. */
+struct cli_extent {
+    int height, width;
+};
 
 #define CLI_LIST_MAX 64
 struct cli_list {
@@ -17,7 +22,7 @@ struct cli_list {
 };
 
 /* One option: for parsing, help, environment, configuration files, shell completion and manual page alike.
- * dest: bool; const char * (STR, CHOICE, PATH, DEVICE); int, int64_t, uint64_t, double; uint64_t (SIZE: bytes, "8G"); struct cli_list (of paths).
+ * dest: bool; const char * (STR, CHOICE, PATH, DEVICE); int, int64_t, uint64_t, double; uint64_t (SIZE: bytes, "8G"); struct cli_extent; struct cli_list (of paths).
  * CHOICE: arg is what may be given, "on|off". PATH: a file or folder; lower-case words of arg may stand for one ("auto|DIR"). */
 struct cli_option {
     const char *name; /* "--steps" */
@@ -25,7 +30,7 @@ struct cli_option {
     void *dest;
     const char *arg; /* "N"; NULL for flags */
     const char *help;
-    double min, max; /* numbers; both 0: any */
+    double min, max; /* numbers, sides; both 0: any */
 };
 
 /* Where an option's value came from; a later one wins. */
@@ -115,10 +120,11 @@ void cli_weights(struct cli *c, const char *weights, const char *pack, struct df
 #define CLI_WEIGHTS_OPTIONS(weights, pack)                                                                                             \
     {"--weights", CLI_CHOICE, weights, "f32|bf16|f16", "type in which frozen matrices are held (f32); 16 bits take half the memory", 0, 0}, \
     {"--pack", CLI_CHOICE, pack, "auto|never|cache", "auto (default): lay weights out for the device; cache: and keep that on disk for the next start; never: on a CPU, read them straight from the file", 0, 0}
-/* The same for the resolution, into p->input and p->pos_step. */
-#define CLI_RESOLUTION_OPTIONS(p, input_default)                                                                                        \
-    {"--input", CLI_INT, &(p)->input, "S", "side of the latent (an eighth of the picture's) or picture (" input_default ")", 1, 4096}, \
-    {"--pos-scale", CLI_DBL, &(p)->pos_step, "X", "distance between neighbouring tokens' positions: 0.5 for twice the base's side (the base's side / --input)", 1e-6, 4096}
+/* The same for the resolution, into p->pos_step and what cli_resolution puts into p->input and p->input_width. */
+void cli_resolution(const struct cli_extent *input, struct dfcl_model_params *p);
+#define CLI_RESOLUTION_OPTIONS(input, p, input_default)                                                                                 \
+    {"--input", CLI_EXTENT, input, "S|WxH", "sides of the latent (an eighth of the picture's) or picture: one of a square, or width x height (" input_default ")", 1, 4096}, \
+    {"--pos-scale", CLI_DBL, &(p)->pos_step, "X", "distance between neighbouring tokens' positions: 0.5 for twice the base's side (the base's longer side / that of --input)", 1e-6, 4096}
 /* The same for --activations. */
 void cli_activations(const char *activations, struct dfcl_model_params *p);
 #define CLI_ACTIVATIONS_OPTION(activations)                                                                                             \
@@ -126,7 +132,7 @@ void cli_activations(const char *activations, struct dfcl_model_params *p);
 
 /* How pictures of a folder are read. */
 #define CLI_PICTURE_OPTIONS(crop, alpha, skip_bad)                                                                                 \
-    {"--crop", CLI_CHOICE, crop, "center|random", "pictures: the middle square (center), or a random one (train: another each time; encode: one for each picture)", 0, 0},            \
+    {"--crop", CLI_CHOICE, crop, "center|random", "pictures: the middle (center), or a random part (train: another each time; encode: one for each picture)", 0, 0},            \
     {"--alpha", CLI_CHOICE, alpha, "white|drop", "pictures: transparency on white (default), or drop: the colour under it", 0, 0},   \
     {"--skip-bad", CLI_FLAG, skip_bad, NULL, "leave out files that cannot be read instead of stopping", 0, 0}
 

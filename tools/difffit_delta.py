@@ -118,11 +118,12 @@ def original_frequencies(model):
     return undo
 
 
-def positions(side, width, base):
-    """Sine-cosine table [1, side*side, width] whose coordinates are scaled to a grid of `base` (0: not scaled)."""
+def positions(rows, cols, width, base):
+    """Sine-cosine table [1, rows*cols, width] whose coordinates along the longer side are scaled to a grid of `base` (0: not scaled)."""
     omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    grid = torch.arange(side, dtype=torch.float64) * (base / side if base else 1)
-    col, row = grid.repeat(side)[:, None] * omega, grid.repeat_interleave(side)[:, None] * omega
+    step = base / max(rows, cols) if base else 1
+    col = step * torch.arange(cols, dtype=torch.float64).repeat(rows)[:, None] * omega
+    row = step * torch.arange(rows, dtype=torch.float64).repeat_interleave(cols)[:, None] * omega
     return torch.cat([col.sin(), col.cos(), row.sin(), row.cos()], 1).float()[None]
 
 
@@ -175,16 +176,18 @@ def set_table(applied, layers, rows):
 
 
 def set_positions(applied, layers, path, meta):
-    side, scale = int(meta.get("input", 0)), float(meta.get("positional_scale", 0))
+    side, scale = meta.get("input", "0"), float(meta.get("positional_scale", 0))
+    width, height = (int(v) for v in (side.split("x") * 2)[:2])  # "64" of a square, "96x64": width x height
     owner = layers.model.pos_embed if layers.diffusers else layers.model
     table = owner.pos_embed
     patch = layers.value("x_embedder.proj.weight").shape[-1]
-    if side and (side // patch) ** 2 != table.shape[1]:
+    rows, cols = height // patch, width // patch
+    if rows and rows * cols != table.shape[1]:
         raise ValueError(f"{path}: trained on latents of side {side}, the model has {table.shape[1]} positions: build it for that size")
-    if not side or not scale:
+    if not rows or (not scale and rows == cols):
         return
     old = table.data
-    table.data = positions(side // patch, old.shape[2], scale).to(old.device, old.dtype)
+    table.data = positions(rows, cols, old.shape[2], scale).to(old.device, old.dtype)
 
     def undo():
         table.data = old

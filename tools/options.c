@@ -5,6 +5,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,6 +106,29 @@ static bool parse_size(const char *text, uint64_t *out) {
     return true;
 }
 
+static bool parse_extent(const char *text, double min, double max, struct cli_extent *out) {
+    long side[2] = {0, 0};
+    int n = 0;
+    for (const char *p = text;; p++) {
+        char *end;
+        if (!isdigit((unsigned char)*p) || n == 2)
+            return false;
+        errno = 0;
+        side[n] = strtol(p, &end, 10);
+        if (errno || (double)side[n] < min || (double)side[n] > max || side[n] > INT_MAX)
+            return false;
+        n++;
+        p = end;
+        if (!*p)
+            break;
+        if (*p != 'x')
+            return false;
+    }
+    out->width = (int)side[0];
+    out->height = (int)side[n - 1];
+    return true;
+}
+
 static bool parse_flag(const char *text, bool *out) {
     static const char *const words[2][4] = {{"off", "no", "false", "0"}, {"on", "yes", "true", "1"}};
     for (int on = 0; on < 2; on++)
@@ -160,6 +184,9 @@ bool options_set(struct cli *c, const struct cli_option *o, const char *value, e
     case CLI_SIZE:
         snprintf(expected, size, "a size such as 800M or 8G");
         return parse_size(value, o->dest);
+    case CLI_EXTENT:
+        snprintf(expected, size, "a side from %.0f to %.0f, or width x height (96x64)", o->min, o->max);
+        return parse_extent(value, o->min, o->max, o->dest);
     case CLI_U64:
         snprintf(expected, size, "a whole number from 0");
         errno = 0;

@@ -103,6 +103,7 @@ static const char *type_of(const struct cli_option *o) {
     case CLI_U64:
     case CLI_DBL: return "a number";
     case CLI_SIZE: return "a number of bytes, or a text such as \"8G\"";
+    case CLI_EXTENT: return "a number, or a text such as \"96x64\"";
     case CLI_LIST: return "a text, or an array of texts";
     default: return "a text";
     }
@@ -125,7 +126,7 @@ static int set_value(struct cli *c, const struct cli_option *o, const cJSON *v, 
     bool numeric = o->kind == CLI_INT || o->kind == CLI_I64 || o->kind == CLI_U64 || o->kind == CLI_DBL;
     if (o->kind == CLI_FLAG && cJSON_IsBool(v)) {
         text = cJSON_IsTrue(v) ? "on" : "off";
-    } else if (cJSON_IsNumber(v) && (numeric || o->kind == CLI_SIZE)) {
+    } else if (cJSON_IsNumber(v) && (numeric || o->kind == CLI_SIZE || o->kind == CLI_EXTENT)) {
         double d = v->valuedouble;
         snprintf(number, sizeof number, d == floor(d) && fabs(d) < 1e15 ? "%.0f" : "%.17g", d);
         text = number;
@@ -350,6 +351,16 @@ static void add_value(cJSON *to, const struct cli_option *o) {
     case CLI_I64: cJSON_AddNumberToObject(to, key, (double)*(int64_t *)o->dest); break;
     case CLI_DBL: cJSON_AddNumberToObject(to, key, *(double *)o->dest); break;
     case CLI_SIZE: cJSON_AddNumberToObject(to, key, (double)*(uint64_t *)o->dest); break;
+    case CLI_EXTENT: {
+        const struct cli_extent *e = o->dest;
+        char text[32];
+        snprintf(text, sizeof text, "%dx%d", e->width, e->height);
+        if (e->width == e->height)
+            cJSON_AddNumberToObject(to, key, e->width);
+        else
+            cJSON_AddStringToObject(to, key, text);
+        break;
+    }
     case CLI_U64:
         u = *(uint64_t *)o->dest;
         if (u >> 53) {

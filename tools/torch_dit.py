@@ -15,11 +15,10 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 TAGS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
-def positions(side, width):
+def positions(rows, cols, width, step=1.0):
     omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    grid = torch.arange(side, dtype=torch.float64)
-    col = grid.repeat(side)[:, None] * omega
-    row = grid.repeat_interleave(side)[:, None] * omega
+    col = step * torch.arange(cols, dtype=torch.float64).repeat(rows)[:, None] * omega
+    row = step * torch.arange(rows, dtype=torch.float64).repeat_interleave(cols)[:, None] * omega
     return torch.cat([col.sin(), col.cos(), row.sin(), row.cos()], 1).float()[None]
 
 
@@ -108,21 +107,22 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """`size`: "DiT-XL/2" ..., or (depth, width, heads, patch). `gammas`: DiffFit's scale vectors on qkv, proj and both branches of the first half of the
+    """`size`: "DiT-XL/2" ..., or (depth, width, heads, patch). `side`: of the latent, or (height, width). `pos_step`: between neighbouring tokens. `gammas`: DiffFit's scale vectors on qkv, proj and both branches of the first half of the
     blocks; a number: of so many blocks."""
 
-    def __init__(self, size, side, classes=1000, channels=4, gammas=False):
+    def __init__(self, size, side, classes=1000, channels=4, gammas=False, pos_step=1.0):
         super().__init__()
         if isinstance(size, str):
             letters, patch = size.removeprefix("DiT-").split("/")
             size = (*SIZES[letters], patch)
         depth, d, heads, patch = size
         gammas = depth // 2 if gammas is True else int(gammas)
-        self.patch, self.side, self.channels, self.classes = int(patch), side, channels, classes
+        self.patch, self.channels, self.classes = int(patch), channels, classes
+        self.height, self.width = side if isinstance(side, tuple) else (side, side)
         self.x_embedder = PatchEmbedder(channels, d, self.patch)
         self.t_embedder = TimestepEmbedder(d)
         self.y_embedder = ClassEmbedder(classes, d)
-        self.register_buffer("pos_embed", positions(side // self.patch, d).to(torch.get_default_dtype()))
+        self.register_buffer("pos_embed", positions(self.height // self.patch, self.width // self.patch, d, pos_step).to(torch.get_default_dtype()))
         self.blocks = nn.ModuleList(Block(d, heads, i < gammas) for i in range(depth))
         self.final_layer = FinalLayer(d, self.patch, 2 * channels)
 
@@ -142,13 +142,13 @@ class DiT(nn.Module):
                 p.uniform_(-bound, bound, generator=g)
 
     def forward(self, x, t, y):
-        n, p = self.side // self.patch, self.patch
+        rows, cols, p = self.height // self.patch, self.width // self.patch, self.patch
         h = self.x_embedder(x.to(self.pos_embed.dtype)) + self.pos_embed
         c = self.t_embedder(t) + self.y_embedder.embedding_table(y)
         for block in self.blocks:
             h = block(h, c)
-        o = self.final_layer(h, c).reshape(len(x), n, n, p, p, -1)
-        return torch.einsum("bhwpqc->bchpwq", o).reshape(len(x), -1, self.side, self.side)
+        o = self.final_layer(h, c).reshape(len(x), rows, cols, p, p, -1)
+        return torch.einsum("bhwpqc->bchpwq", o).reshape(len(x), -1, self.height, self.width)
 
 
 # ---- diffusion ----
@@ -268,7 +268,7 @@ def save(path, tensors, meta=None):
 
 def load(path, into=None):
     """The tensors of a file; with `into` (name -> tensor) values are copied there instead, one tensor at a time."""
-    types = {v: k for k, v in TAGS.items()}
+    types = {v: k for k, v in TAGS.items()} | {"I64": torch.int64}
     found = {}
     with open(path, "rb") as f:
         n = struct.unpack("<Q", f.read(8))[0]

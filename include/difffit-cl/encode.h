@@ -18,7 +18,7 @@ struct dfcl_encode_params {
     const char *vae;       /* autoencoder, as dfcl_vae_open takes it */
     const char *data;      /* folder of pictures, a sub-folder a class */
     const char *out;       /* the cache (docs/formats.md): created, or gone on with */
-    int size;              /* [256] side that pictures are cropped to; a multiple of the autoencoder's factor */
+    int size, size_width;  /* [256, as high as wide] height and width that pictures are cropped to; multiples of the autoencoder's factor */
     const char *crop;      /* ["center"], "random": one for each picture, that of the seed and the file's hash */
     const char *alpha;     /* transparency on ["white"], or "drop"ped */
     uint64_t seed;         /* of random crops */

@@ -16,11 +16,13 @@ typedef struct dfcl_model dfcl_model;
 struct dfcl_model_shape {
     char name[16];  /* "DiT-XL/2" where a named size fits, else "" */
     int depth, hidden, heads, patch;
-    int input;      /* side of the latent (or picture, for pixel models), multiple of patch */
+    int input;      /* height of the latent (or picture, for pixel models), multiple of patch */
+    int input_width; /* its width; 0 where a shape is given (dfcl_model_init): as high as wide */
     int channels;   /* of the latent; the network puts out twice as many (learned range) */
     int classes;    /* the class table has classes + 1 rows; the last is the null class */
     int64_t parameters;  /* without positions */
-    double positional_scale; /* grid that positions are scaled to; 0: own grid */
+    double positional_scale; /* grid that the longer side's positions are scaled to: token (row, column) of a grid whose longer side is n lies at
+                              * (row, column) * positional_scale / n; 0: own grid */
 };
 /* Fills depth, hidden, heads, patch of a named size ("DiT-S/8" ... "DiT-XL/2"); DFCL_USAGE if there is none. */
 DFCL_API dfcl_status dfcl_model_shape_named(const char *name, struct dfcl_model_shape *shape, dfcl_error *err);
@@ -48,10 +50,10 @@ struct dfcl_model_params {
     const char *which;      /* training checkpoints: "ema" (default) or "model" */
     int max_domains;        /* beside the base; 0: 1 */
     int max_class_rows;     /* extra class rows for all domains together; 0: 4096 */
-    int input;              /* another resolution than the file's (side of the latent); 0: as in the file */
+    int input, input_width; /* another resolution than the file's: height and width of the latent; input 0: as in the file; input_width 0: square */
     double positional_scale; /* as dfcl_model_shape's; 0: the file's own, or, at another resolution, the file's grid, so that positions span the same range */
     double pos_step;        /* instead: distance between the positions of neighbouring tokens (DiffFit, section 3.4: 0.5 for twice the side). 0: not given.
-                             * With input 0 the side is the file's / pos_step */
+                             * With input 0 the sides are the file's / pos_step */
     enum dfcl_weight_type weights;
     enum dfcl_packing pack;
     enum dfcl_activation_type activations;
@@ -95,8 +97,8 @@ struct dfcl_delta_part {
 };
 DFCL_API dfcl_status dfcl_model_load_blend(dfcl_model *model, const struct dfcl_delta_part *parts, int count, int force, int *domain,
                                            dfcl_error *err);
-/* Sets params->input and ->positional_scale to the resolution that the deltas were trained at, for a model that uses them; leaves alone what none of the files
- * says. DFCL_FORMAT names two that differ. Errors as for reading a delta. */
+/* Sets params->input, ->input_width, ->positional_scale and ->pos_step to the resolution that the deltas were trained at, for a model that uses them; leaves
+ * alone what none of the files says. DFCL_FORMAT names two that differ. Errors as for reading a delta. */
 DFCL_API dfcl_status dfcl_delta_resolution(const dfcl_context *ctx, const char *const *paths, int count, struct dfcl_model_params *params,
                                            dfcl_error *err);
 /* Frees the domain's slot and class rows for another delta. DFCL_USAGE for domain 0 and for one that is not loaded. */
@@ -109,11 +111,12 @@ DFCL_API dfcl_status dfcl_model_find_class(const dfcl_model *model, int domain, 
 
 /* base + delta -> an ordinary checkpoint, f32, written atomically: on failure out_path is as it was. Gammas are folded into weights and biases, exactly
  * but for f32 rounding. ORIGINAL: a PyTorch state dict where out_path ends in .pt or .pth, else safetensors. DIFFUSERS: a folder, new or empty, for
- * DiTTransformer2DModel.from_pretrained, which computes positions by itself: DFCL_USAGE where the model's are others (docs/formats.md). Other errors as for
+ * DiTTransformer2DModel.from_pretrained, which computes positions by itself: DFCL_USAGE where the model's are others (docs/formats.md). DFCL_USAGE also for a
+ * grid that is no square in any form but safetensors. Other errors as for
  * dfcl_model_open and dfcl_model_load_delta. */
 enum dfcl_names { DFCL_NAMES_ORIGINAL = 0, DFCL_NAMES_DIFFUSERS };
 struct dfcl_merge_params {
-    struct dfcl_model_params base; /* path or random, heads, which, input, positional_scale, pos_step */
+    struct dfcl_model_params base; /* path or random, heads, which, input, input_width, positional_scale, pos_step */
     const char *delta;             /* NULL: the base alone, in other names or another container */
     int force;                     /* also a delta made on another base */
     enum dfcl_names names;

@@ -50,20 +50,21 @@ struct dfcl_sample_request {
     double cfg;
 };
 
-/* Draws n pictures; latents [n,C,S,S] f32 written to `out` (NULL: only `ready` sees them). Non-finite values: DFCL_NONFINITE. DFCL_USAGE: steps that
+/* Draws n pictures; latents [n,C,height,width] f32 written to `out` (NULL: only `ready` sees them). Non-finite values: DFCL_NONFINITE. DFCL_USAGE: steps that
  * the sampler or spacing cannot have, a class or domain out of range; DFCL_NOMEM: one picture does not fit; DFCL_INTERRUPTED: `stop` said so. */
 DFCL_API dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *params,
                                  const struct dfcl_sample_request *requests, int n, float *out, dfcl_error *err);
 
-/* n pictures [n,C,S,S] in [-1,1], C 1 or 3, to 8 bit: floor(clamp(127.5 x + 128, 0, 255)), NHWC. */
-DFCL_API void dfcl_pixels(const float *x, int n, int channels, int side, uint8_t *out);
+/* n pictures [n,C,height,width] in [-1,1], C 1 or 3, to 8 bit: floor(clamp(127.5 x + 128, 0, 255)), NHWC. */
+DFCL_API void dfcl_pixels(const float *x, int n, int channels, int height, int width, uint8_t *out);
 
 /* 8-bit picture to PNG, channels 1 or 3, with text chunks (key, value pairs, NULL-terminated; may be NULL). Atomic. */
 DFCL_API dfcl_status dfcl_png_write(const dfcl_context *ctx, const char *path, const uint8_t *pixels, int width, int height,
                                     int channels, const char *const *text, dfcl_error *err);
-/* n pictures NHWC into one grid of `columns` columns with a margin of 2 pixels, each pixel drawn `zoom` times; freed with dfcl_free_pixels. */
-DFCL_API dfcl_status dfcl_grid(const dfcl_context *ctx, const uint8_t *pictures, int n, int side, int channels, int columns, int zoom,
-                               uint8_t **out, int *width, int *height, dfcl_error *err);
+/* n pictures [n,height,width,channels] into one grid of `columns` columns with a margin of 2 pixels, each pixel drawn `zoom` times; its sides in pixels are
+ * *grid_width and *grid_height. Freed with dfcl_free_pixels. */
+DFCL_API dfcl_status dfcl_grid(const dfcl_context *ctx, const uint8_t *pictures, int n, int height, int width, int channels, int columns,
+                               int zoom, uint8_t **out, int *grid_width, int *grid_height, dfcl_error *err);
 DFCL_API void dfcl_free_pixels(const dfcl_context *ctx, uint8_t *pixels);
 
 /* The value of a text chunk of a PNG, freed with dfcl_text_free; *value NULL: it has none of that key. */

@@ -12,10 +12,10 @@ typedef struct dfcl_trainer dfcl_trainer;
 
 /* What training data in memory are. All arrays are dense and row-major. */
 enum dfcl_array_type {
-    DFCL_ARRAY_PICTURES_U8 = 0, /* data: uint8_t [count, side, side, channels], 0 to 255; channels 1 or 3 */
-    DFCL_ARRAY_PICTURES_F32,    /* data: float [count, channels, side, side] in [-1, 1], as dfcl_pictures_read gives them; channels 1 or 3 */
-    DFCL_ARRAY_LATENTS,         /* data: float [count, channels, side, side], as the diffusion model has them (scaled) */
-    DFCL_ARRAY_MOMENTS,         /* data, logvar: float [count, channels, side, side], means and log-variances as dfcl_vae_encode gives them; each step draws from them */
+    DFCL_ARRAY_PICTURES_U8 = 0, /* data: uint8_t [count, height, width, channels], 0 to 255; channels 1 or 3 */
+    DFCL_ARRAY_PICTURES_F32,    /* data: float [count, channels, height, width] in [-1, 1], as dfcl_pictures_read gives them; channels 1 or 3 */
+    DFCL_ARRAY_LATENTS,         /* data: float [count, channels, height, width], as the diffusion model has them (scaled) */
+    DFCL_ARRAY_MOMENTS,         /* data, logvar: float [count, channels, height, width], means and log-variances as dfcl_vae_encode gives them; each step draws from them */
 };
 /* Training data in memory, in place of a folder. Zero or NULL means the default in [brackets]. `data`, `logvar` and the flip arrays are borrowed: they must stay
  * as they are until dfcl_trainer_destroy, and are only read, by the thread that calls the trainer. Everything else is copied. Same samples in the same
@@ -23,7 +23,7 @@ enum dfcl_array_type {
 struct dfcl_train_arrays {
     enum dfcl_array_type type;
     int64_t count;               /* samples, 1 .. 2^31-1 */
-    int channels, side;          /* of each; must be the model's (dfcl_model_shape: channels, input) */
+    int channels, side, width;   /* of each, side: the height; width [as high as wide]; must be the model's (dfcl_model_shape: channels, input, input_width) */
     const void *data;
     const float *logvar;         /* moments */
     const float *flip_mean, *flip_logvar; /* moments [none]: those of the mirrored pictures, which dfcl_train_params.flip needs */
@@ -129,14 +129,14 @@ DFCL_API dfcl_status dfcl_trainer_finish(dfcl_trainer *trainer, dfcl_error *err)
 
 /* Labelled pictures in memory, as training sees them. */
 struct dfcl_pictures {
-    int count, channels, side;
-    float *data;  /* [count, channels, side, side] in [-1, 1] */
+    int count, channels, side, width; /* side: the height; width 0: as high as wide */
+    float *data;  /* [count, channels, height, width] in [-1, 1] */
     int *labels;  /* [count], 0 .. class_count-1 */
     int class_count;
     char **class_names;
 };
-/* Reads an ImageFolder (class sub-folders sorted by name), each picture cropped and resized to the side as in training. */
-DFCL_API dfcl_status dfcl_pictures_read(const dfcl_context *ctx, const char *folder, int channels, int side,
+/* Reads an ImageFolder (class sub-folders sorted by name), each picture cropped and resized to the size as in training. */
+DFCL_API dfcl_status dfcl_pictures_read(const dfcl_context *ctx, const char *folder, int channels, int height, int width,
                                         struct dfcl_pictures *out, dfcl_error *err);
 DFCL_API void dfcl_pictures_free(const dfcl_context *ctx, struct dfcl_pictures *pictures);
 

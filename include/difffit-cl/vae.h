@@ -70,8 +70,8 @@ struct dfcl_latent_rgb {
 };
 /* What a cache of latents, a delta or a base says; channels 0: nothing. DFCL_FORMAT: the file is broken; DFCL_IO: it cannot be read. */
 DFCL_API dfcl_status dfcl_latent_rgb_read(const dfcl_context *ctx, const char *path, struct dfcl_latent_rgb *out, dfcl_error *err);
-/* n latents [n,channels,side,side] -> small pictures [n,3,side,side], about [-1,1], not clamped. */
-DFCL_API void dfcl_latent_rgb_apply(const struct dfcl_latent_rgb *rgb, int n, int side, const float *latents, float *pictures);
+/* n latents [n,channels,height,width] -> small pictures [n,3,height,width], about [-1,1], not clamped. */
+DFCL_API void dfcl_latent_rgb_apply(const struct dfcl_latent_rgb *rgb, int n, int height, int width, const float *latents, float *pictures);
 
 #ifdef __cplusplus
 }

@@ -299,3 +299,28 @@ bool dfcl_append(char *buf, size_t size, const char *fmt, ...) {
     va_end(ap);
     return k >= 0 && (size_t)k < size - n;
 }
+
+const char *dfcl_extent_format(int height, int width, char buf[DFCL_EXTENT_TEXT]) {
+    if (width <= 0 || width == height)
+        snprintf(buf, DFCL_EXTENT_TEXT, "%d", height);
+    else
+        snprintf(buf, DFCL_EXTENT_TEXT, "%dx%d", width, height);
+    return buf;
+}
+
+bool dfcl_extent_parse(const char *text, int most, int *height, int *width) {
+    const char *x = strchr(text, 'x');
+    char first[DFCL_EXTENT_TEXT];
+    int64_t w, h;
+    if (strlen(text) >= sizeof first)
+        return false;
+    snprintf(first, sizeof first, "%.*s", x ? (int)(x - text) : DFCL_EXTENT_TEXT - 1, text);
+    if (!dfcl_parse_int(first, 1, most, &w))
+        return false;
+    h = w;
+    if (x && !dfcl_parse_int(x + 1, 1, most, &h))
+        return false;
+    *width = (int)w;
+    *height = (int)h;
+    return true;
+}

@@ -51,6 +51,13 @@ char *dfcl_sprintf(const dfcl_context *ctx, dfcl_error *err, const char *fmt, ..
 bool dfcl_parse_double(const char *text, double *out);
 /* The same for a whole number from lo to hi, in digits. */
 bool dfcl_parse_int(const char *text, int64_t lo, int64_t hi, int64_t *out);
+/* Sides of a picture, latent or grid as text: "64" of a square, "96x64" (width x height) of others. Parsed, each is from 1 to `most`. */
+#define DFCL_EXTENT_TEXT 24
+static inline int dfcl_width(int width, int height) { /* of a thing whose width 0 means square */
+    return width > 0 ? width : height;
+}
+const char *dfcl_extent_format(int height, int width, char buf[DFCL_EXTENT_TEXT]); /* returns buf; width 0: square */
+bool dfcl_extent_parse(const char *text, int most, int *height, int *width);
 
 /* True when a byte below 32, or 127, is in it: line ends would cut what is written a line each, others command terminals. */
 bool dfcl_has_control(const char *s);

@@ -221,6 +221,12 @@ cJSON *dfcl_json_add_text(cJSON *to, const char *name, const char *text) {
 cJSON *dfcl_json_add_number(cJSON *to, const char *name, double v) {
     return dfcl_json_add(to, name, cJSON_CreateNumber(v));
 }
+cJSON *dfcl_json_add_extent(cJSON *to, const char *name, int height, int width) {
+    char text[DFCL_EXTENT_TEXT];
+    if (width <= 0 || width == height)
+        return dfcl_json_add_number(to, name, height);
+    return dfcl_json_add_text(to, name, dfcl_extent_format(height, width, text));
+}
 cJSON *dfcl_json_add_bool(cJSON *to, const char *name, bool v) {
     return dfcl_json_add(to, name, cJSON_CreateBool(v));
 }

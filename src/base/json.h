@@ -29,6 +29,8 @@ cJSON *dfcl_json_add(cJSON *to, const char *name, cJSON *item);
 cJSON *dfcl_json_push(cJSON *array, cJSON *item);
 cJSON *dfcl_json_add_text(cJSON *to, const char *name, const char *text);
 cJSON *dfcl_json_add_number(cJSON *to, const char *name, double v);
+/* A side: a number for a square, else the text "96x64", width x height (width 0: square). */
+cJSON *dfcl_json_add_extent(cJSON *to, const char *name, int height, int width);
 cJSON *dfcl_json_add_bool(cJSON *to, const char *name, bool v);
 cJSON *dfcl_json_add_object(cJSON *to, const char *name);
 cJSON *dfcl_json_add_array(cJSON *to, const char *name);

@@ -148,14 +148,15 @@ static int round_even(double v) {
     return d > 0.5 || (d == 0.5 && i % 2) ? i + 1 : i;
 }
 
-/* Halved while the shorter side is at least twice `shorter`, then bicubic to it. *out is src where nothing changes, else *own. */
-static dfcl_status fit(const dfcl_context *ctx, const uint8_t *src, int *w, int *h, int c, int shorter, const uint8_t **out,
+/* Halved while both sides are at least twice those wanted, then bicubic until one is the wanted and the other no less. *out is src where nothing changes, else
+ * *own. */
+static dfcl_status fit(const dfcl_context *ctx, const uint8_t *src, int *w, int *h, int c, int ow, int oh, const uint8_t **out,
                        uint8_t **own, dfcl_error *err) {
     *out = src;
     for (;;) {
-        bool halve = DFCL_MIN(*w, *h) / 2 >= shorter;
-        double scale = (double)shorter / DFCL_MIN(*w, *h);
-        int nw = halve ? *w / 2 : DFCL_MAX(round_even(*w * scale), shorter), nh = halve ? *h / 2 : DFCL_MAX(round_even(*h * scale), shorter);
+        bool halve = *w / 2 >= ow && *h / 2 >= oh;
+        double scale = DFCL_MAX((double)ow / *w, (double)oh / *h);
+        int nw = halve ? *w / 2 : DFCL_MAX(round_even(*w * scale), ow), nh = halve ? *h / 2 : DFCL_MAX(round_even(*h * scale), oh);
         if (nw == *w && nh == *h)
             return DFCL_OK;
         size_t n;
@@ -174,45 +175,47 @@ static dfcl_status fit(const dfcl_context *ctx, const uint8_t *src, int *w, int 
     }
 }
 
-static void cut(const uint8_t *src, int w, int c, int x0, int y0, int side, uint8_t *out) {
-    const size_t row = (size_t)side * (size_t)c;
-    for (int y = 0; y < side; y++)
+static void cut(const uint8_t *src, int w, int c, int x0, int y0, int ow, int oh, uint8_t *out) {
+    const size_t row = (size_t)ow * (size_t)c;
+    for (int y = 0; y < oh; y++)
         memcpy(out + (size_t)y * row, src + ((size_t)(y0 + y) * (size_t)w + (size_t)x0) * (size_t)c, row);
 }
 
-static dfcl_status check(int w, int h, int c, int side, dfcl_error *err) {
-    if (w < 1 || h < 1 || c < 1 || c > 4 || side < 1 || side > MAX_SIDE)
-        return dfcl_fail(err, DFCL_USAGE, "crop: %dx%d with %d channels to %d", w, h, c, side);
+static dfcl_status check(int w, int h, int c, int ow, int oh, dfcl_error *err) {
+    if (w < 1 || h < 1 || c < 1 || c > 4 || ow < 1 || ow > MAX_SIDE || oh < 1 || oh > MAX_SIDE)
+        return dfcl_fail(err, DFCL_USAGE, "crop: %dx%d with %d channels to %dx%d", w, h, c, ow, oh);
     return DFCL_OK;
 }
 
-dfcl_status dfcl_center_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int side, uint8_t *out,
+dfcl_status dfcl_center_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int ow, int oh, uint8_t *out,
                              dfcl_error *err) {
     const uint8_t *cur;
     uint8_t *own = NULL;
-    dfcl_status s = check(w, h, c, side, err);
+    dfcl_status s = check(w, h, c, ow, oh, err);
     if (!s)
-        s = fit(ctx, src, &w, &h, c, side, &cur, &own, err);
+        s = fit(ctx, src, &w, &h, c, ow, oh, &cur, &own, err);
     if (!s)
-        cut(cur, w, c, (w - side) / 2, (h - side) / 2, side, out);
+        cut(cur, w, c, (w - ow) / 2, (h - oh) / 2, ow, oh, out);
     dfcl_free(ctx, own);
     return s;
 }
 
-dfcl_status dfcl_random_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int side,
+dfcl_status dfcl_random_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int ow, int oh,
                              const struct dfcl_crop_draw *draw, uint8_t *out, dfcl_error *err) {
     const uint8_t *cur;
     uint8_t *own = NULL;
-    dfcl_status s = check(w, h, c, side, err);
+    dfcl_status s = check(w, h, c, ow, oh, err);
     if (s)
         return s;
-    int largest = (5 * side + 3) / 4; /* ceil(side / 0.8) */
+    const int side = DFCL_MIN(ow, oh), largest = (5 * side + 3) / 4; /* ceil(side / 0.8) */
     int shorter = side + (int)dfcl_uniform_int(draw->seed, DFCL_STREAM_CROP, draw->step, draw->sample, 0, (uint32_t)(largest - side + 1));
-    s = fit(ctx, src, &w, &h, c, shorter, &cur, &own, err);
+    /* the other side in proportion, no less than wanted since shorter >= side */
+    const int tw = (int)(((int64_t)ow * shorter + side / 2) / side), th = (int)(((int64_t)oh * shorter + side / 2) / side);
+    s = fit(ctx, src, &w, &h, c, tw, th, &cur, &own, err);
     if (!s) {
-        int y = (int)dfcl_uniform_int(draw->seed, DFCL_STREAM_CROP, draw->step, draw->sample, 1, (uint32_t)(h - side + 1));
-        int x = (int)dfcl_uniform_int(draw->seed, DFCL_STREAM_CROP, draw->step, draw->sample, 2, (uint32_t)(w - side + 1));
-        cut(cur, w, c, x, y, side, out);
+        int y = (int)dfcl_uniform_int(draw->seed, DFCL_STREAM_CROP, draw->step, draw->sample, 1, (uint32_t)(h - oh + 1));
+        int x = (int)dfcl_uniform_int(draw->seed, DFCL_STREAM_CROP, draw->step, draw->sample, 2, (uint32_t)(w - ow + 1));
+        cut(cur, w, c, x, y, ow, oh, out);
     }
     dfcl_free(ctx, own);
     return s;

@@ -11,9 +11,10 @@ enum dfcl_filter { DFCL_FILTER_BOX, DFCL_FILTER_BICUBIC };
 dfcl_status dfcl_resample(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, enum dfcl_filter filter,
                           uint8_t *dst, int dw, int dh, dfcl_error *err);
 
-/* The centre crop of guided-diffusion (ADM), as used for DiT: halve with a box filter while the shorter side is at least 2 `side`; bicubic
- * so that the shorter side is `side`; cut the centre. out [side,side,c]. */
-dfcl_status dfcl_center_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int side, uint8_t *out,
+/* The centre crop of guided-diffusion (ADM), as used for DiT: halve with a box filter while the shorter side is at least twice too large; bicubic
+ * so that the shorter side fits; cut the centre. Not square: halved while both sides are at least twice too large, then scaled so that the part which the
+ * aspect allows fits exactly. out [oh,ow,c]. */
+dfcl_status dfcl_center_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int ow, int oh, uint8_t *out,
                              dfcl_error *err);
 
 /* Where a random crop's draws come from: stream CROP of docs/formats.md. */
@@ -21,9 +22,9 @@ struct dfcl_crop_draw {
     uint64_t seed;
     uint32_t step, sample;
 };
-/* guided-diffusion's random crop: a shorter side drawn from `side` to `side` / 0.8 (element 0 of the draw), the same halving and bicubic to it, then
- * a square whose row and column are drawn (elements 1 and 2). */
-dfcl_status dfcl_random_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int side,
+/* guided-diffusion's random crop: a size from that wanted to it / 0.8 (its shorter side is drawn, element 0 of the draw), the same halving and bicubic to it,
+ * then the part whose row and column are drawn (elements 1 and 2). */
+dfcl_status dfcl_random_crop(const dfcl_context *ctx, const uint8_t *src, int w, int h, int c, int ow, int oh,
                              const struct dfcl_crop_draw *draw, uint8_t *out, dfcl_error *err);
 
 #endif

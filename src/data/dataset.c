@@ -26,7 +26,7 @@ static void draw_moments(const struct dfcl_dataset *ds, size_t item, const void 
 
 /* A sample as it is kept -> f32 CHW, mirrored if asked, drawn where there are moments. `bytes`: where it was read to; NULL: it lies in the cache or the arrays. */
 static void expand(const struct dfcl_dataset *ds, size_t item, const unsigned char *bytes, bool mirror, const struct dfcl_latents_draw *draw, float *out) {
-    size_t side = (size_t)ds->opt.side, ch = (size_t)ds->opt.channels;
+    size_t h = (size_t)ds->opt.side, w = (size_t)ds->opt.width, ch = (size_t)ds->opt.channels;
     if (!bytes)
         bytes = (ds->arrays.count ? (const unsigned char *)ds->arrays.data : ds->cache) + item * ds->sample_bytes;
     if (ds->layout == DFCL_LAYOUT_MOMENTS) {
@@ -35,15 +35,15 @@ static void expand(const struct dfcl_dataset *ds, size_t item, const unsigned ch
         memcpy(out, bytes, ds->sample_bytes);
     } else if (ds->layout == DFCL_LAYOUT_FLOATS) {
         const float *from = (const float *)(const void *)bytes;
-        for (size_t row = 0; row < ch * side; row++)
-            for (size_t x = 0; x < side; x++)
-                out[row * side + x] = from[row * side + side - 1 - x];
+        for (size_t row = 0; row < ch * h; row++)
+            for (size_t x = 0; x < w; x++)
+                out[row * w + x] = from[row * w + w - 1 - x];
     } else {
         for (size_t c = 0; c < ch; c++)
-            for (size_t y = 0; y < side; y++)
-                for (size_t x = 0; x < side; x++) {
-                    size_t from = mirror ? side - 1 - x : x;
-                    out[(c * side + y) * side + x] = (float)bytes[(y * side + from) * ch + c] / 127.5f - 1.0f;
+            for (size_t y = 0; y < h; y++)
+                for (size_t x = 0; x < w; x++) {
+                    size_t from = mirror ? w - 1 - x : x;
+                    out[(c * h + y) * w + x] = (float)bytes[(y * w + from) * ch + c] / 127.5f - 1.0f;
                 }
     }
 }
@@ -123,7 +123,7 @@ done:
 
 static dfcl_status make_fingerprint(struct dfcl_dataset *ds, dfcl_error *err) {
     struct dfcl_sha256 h;
-    char line[128];
+    char line[128], side[DFCL_EXTENT_TEXT];
     if (ds->latents) {
         strcpy(ds->fingerprint, dfcl_latents_get(ds->latents).fingerprint);
         return DFCL_OK;
@@ -138,8 +138,8 @@ static dfcl_status make_fingerprint(struct dfcl_dataset *ds, dfcl_error *err) {
         return s;
     }
     size_t root = strlen(ds->opt.path);
-    snprintf(line, sizeof line, "%s %d %d %d\n", ds->scan.latent ? "latents" : "pictures", ds->opt.channels, ds->opt.side,
-             ds->classes);
+    snprintf(line, sizeof line, "%s %d %s %d\n", ds->scan.latent ? "latents" : "pictures", ds->opt.channels,
+             dfcl_extent_format(ds->opt.side, ds->opt.width, side), ds->classes);
     s = dfcl_sha256_update(&h, line, strlen(line), err);
     for (int i = 0; !s && i < ds->classes; i++)
         s = dfcl_sha256_update(&h, ds->names[i], strlen(ds->names[i]) + 1, err);
@@ -172,10 +172,16 @@ static dfcl_status find_latents(struct dfcl_dataset *ds, dfcl_error *err) {
     if (ds->opt.vae_hash && strcmp(ds->opt.vae_hash, st->vae))
         return dfcl_fail(err, DFCL_FORMAT, "%s: latents of another VAE: expected the one with the hash %s, found %s", ds->opt.path, ds->opt.vae_hash,
                          st->vae);
-    if (st->channels != ds->opt.channels || st->side != ds->opt.side)
-        return dfcl_fail(err, DFCL_FORMAT, "%s: the model works on latents of %d x %d x %d, found %d x %d x %d (pictures of %d)%s", ds->opt.path,
-                         ds->opt.channels, ds->opt.side, ds->opt.side, st->channels, st->side, st->side, st->size,
-                         st->channels == ds->opt.channels ? "; its input can be set to theirs" : "");
+    const int width = dfcl_width(st->side_width, st->side);
+    char size[DFCL_EXTENT_TEXT], side[DFCL_EXTENT_TEXT];
+    dfcl_extent_format(st->size, st->size_width, size);
+    dfcl_extent_format(st->side, width, side);
+    if (st->channels != ds->opt.channels)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: the model works on latents of %d x %d x %d, found %d x %d x %d (pictures of %s)", ds->opt.path,
+                         ds->opt.channels, ds->opt.side, ds->opt.width, st->channels, st->side, width, size);
+    if (st->side != ds->opt.side || width != ds->opt.width)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: the model works on latents of %d x %d x %d, found %d x %d x %d (pictures of %s); its input can be set to theirs, %s",
+                         ds->opt.path, ds->opt.channels, ds->opt.side, ds->opt.width, st->channels, st->side, width, size, side);
     ds->scan.latent = true;
     ds->layout = DFCL_LAYOUT_MOMENTS;
     ds->moments = *st;
@@ -218,7 +224,7 @@ static dfcl_status check_options(const struct dfcl_dataset *ds, dfcl_error *err)
 }
 
 static dfcl_status too_large(const struct dfcl_dataset_options *o, dfcl_error *err) {
-    return dfcl_fail(err, DFCL_NOMEM, "data: samples of %dx%dx%d are too large", o->channels, o->side, o->side);
+    return dfcl_fail(err, DFCL_NOMEM, "data: samples of %dx%dx%d are too large", o->channels, o->side, o->width);
 }
 
 dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx, const struct dfcl_dataset_options *opt,
@@ -233,6 +239,7 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
         return DFCL_NOMEM;
     ds->ctx = ctx;
     ds->opt = *opt;
+    ds->opt.width = dfcl_width(opt->width, opt->side);
     dfcl_status s = DFCL_OK;
     if (pthread_mutex_init(&ds->lock, NULL) || pthread_cond_init(&ds->work, NULL) || pthread_cond_init(&ds->ready, NULL)) {
         s = dfcl_fail(err, DFCL_NOMEM, "data: no thread resources");
@@ -245,8 +252,8 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
     ds->opt.path = dfcl_strdup(ctx, opt->arrays ? "data in memory" : opt->path, err);
     if (!ds->opt.path)
         s = DFCL_NOMEM;
-    else if (!dfcl_mul_size((size_t)opt->side, (size_t)opt->side, &ds->values) || !dfcl_mul_size(ds->values, (size_t)opt->channels, &ds->values))
-        s = too_large(opt, err);
+    else if (!dfcl_mul_size((size_t)opt->side, (size_t)ds->opt.width, &ds->values) || !dfcl_mul_size(ds->values, (size_t)opt->channels, &ds->values))
+        s = too_large(&ds->opt, err);
     else
         s = find_samples(ds, err);
     if (!s)
@@ -258,7 +265,7 @@ dfcl_status dfcl_dataset_open(struct dfcl_dataset **out, const dfcl_context *ctx
     if (ds->latents)
         each *= opt->flip ? 4 : 2;
     if (!dfcl_mul_size(ds->values, each, &ds->sample_bytes) || (ds->arrays.count && !dfcl_mul_size(ds->scan.count, ds->sample_bytes, &total))) {
-        s = too_large(opt, err);
+        s = too_large(&ds->opt, err);
         goto out;
     }
     if (!ds->arrays.count && !opt->random_crop && dfcl_mul_size(ds->scan.count, ds->sample_bytes, &total) && total <= limit) {

@@ -3,12 +3,12 @@
  * A folder is one of
  *   ImageFolder:      sub-folders (sorted by name, byte order) are the classes, PNG and JPEG files at any depth below them the samples; a folder
  *                     without sub-folders is one class that has the folder's name. Pixel models only (1 or 3 channels).
- *   latents:          NAME_features/K.npy with NAME_labels/K.npy beside it, as fast-DiT writes them: f32 or f16 [1,C,S,S] or [C,S,S],
+ *   latents:          NAME_features/K.npy with NAME_labels/K.npy beside it, as fast-DiT writes them: f32 or f16 [1,C,H,W] or [C,H,W],
  *                     integer label. class_names.txt (one name a line) may lie beside both folders.
  *   cached latents:   data/latents.h; each fetch draws from them, by stream LATENT (step, sample = low word of g). Those held out are drawn once
  *                     and for all, by stream VAL (step 3, sample = place among them).
  *   arrays:           in the caller's memory (struct dfcl_train_arrays), used in place; their order stands for that of the sorted files.
- * Samples come as f32 CHW; pictures in [-1, 1] after ADM's crop (data/crop.h) to the model's side.
+ * Samples come as f32 CHW; pictures in [-1, 1] after ADM's crop (data/crop.h) to the model's size.
  *
  * Every file is read when the set is opened, so that a bad one shows before any work is done. Sets up to `cache_bytes` stay in memory; larger
  * ones are decoded again, ahead, by background threads.
@@ -31,7 +31,8 @@ struct dfcl_dataset;
 struct dfcl_dataset_options {
     const char *path;
     const struct dfcl_train_arrays *arrays; /* in place of the path */
-    int channels, side;  /* the model's */
+    int channels, side;  /* the model's; side: height */
+    int width;           /* 0: as the height */
     double val_fraction; /* share of each class that is held out, 0: none; each class keeps one sample to train on */
     bool flip;           /* mirror every second picture; refused for latents without those of the mirrored pictures (a mirrored latent is none) */
     bool random_crop;    /* pictures: another crop (data/crop.h) every time, by stream CROP (step = epoch, sample = low word of g); not kept in memory */
@@ -65,11 +66,11 @@ const struct dfcl_latent_rgb *dfcl_dataset_rgb(const struct dfcl_dataset *ds);
 /* SHA-256 over the sorted list of (class, file name relative to the folder), or over the arrays' values, and the shape: tells whether the data are still those a run began with. */
 const char *dfcl_dataset_fingerprint(const struct dfcl_dataset *ds);
 
-/* Samples first .. first + n of the run: x [n,C,S,S], label [n]. Consecutive calls are what the background threads count on; any jump is
+/* Samples first .. first + n of the run: x [n,C,H,W], label [n]. Consecutive calls are what the background threads count on; any jump is
  * allowed and exact. */
 dfcl_status dfcl_dataset_fetch(struct dfcl_dataset *ds, uint64_t first, int n, float *x, int32_t *label, dfcl_error *err);
 
-/* Sample i of those held out, in the order of their shuffle: x [C,S,S], never mirrored. */
+/* Sample i of those held out, in the order of their shuffle: x [C,H,W], never mirrored. */
 dfcl_status dfcl_dataset_held_out(struct dfcl_dataset *ds, int64_t i, float *x, int32_t *label, dfcl_error *err);
 
 /* For tests: which file (index in sorted order) is sample g. */

@@ -41,9 +41,10 @@ static dfcl_status check_shape(const struct dfcl_dataset *ds, dfcl_error *err) {
         return dfcl_fail(err, DFCL_USAGE, "%s: expected both flip_mean and flip_logvar, or neither", what);
     if (!(a->scale >= 0) || !isfinite(a->scale) || !isfinite(a->shift))
         return dfcl_fail(err, DFCL_USAGE, "%s: expected a scale above 0 and a finite shift, found %g and %g", what, a->scale, a->shift);
-    if (a->channels != ds->opt.channels || a->side != ds->opt.side)
+    const int width = dfcl_width(a->width, a->side);
+    if (a->channels != ds->opt.channels || a->side != ds->opt.side || width != ds->opt.width)
         return dfcl_fail(err, DFCL_USAGE, "%s: the model works on %d x %d x %d, found samples of %d x %d x %d", what, ds->opt.channels, ds->opt.side,
-                         ds->opt.side, a->channels, a->side, a->side);
+                         ds->opt.width, a->channels, a->side, width);
     if (a->class_count < 0 || a->class_count > MOST_CLASSES || (a->class_names && !a->class_count))
         return dfcl_fail(err, DFCL_USAGE, "%s: expected %d to %d classes, found %d", what, a->class_names ? 1 : 0, MOST_CLASSES, a->class_count);
     return DFCL_OK;
@@ -112,7 +113,7 @@ dfcl_status dfcl_dataset_find_arrays(struct dfcl_dataset *ds, dfcl_error *err) {
     ds->layout = a->type == DFCL_ARRAY_PICTURES_U8 ? DFCL_LAYOUT_BYTES : a->type == DFCL_ARRAY_MOMENTS ? DFCL_LAYOUT_MOMENTS : DFCL_LAYOUT_FLOATS;
     if (a->type == DFCL_ARRAY_MOMENTS)
         ds->moments = (struct dfcl_latents_settings){.scale = a->scale > 0 ? a->scale : 0.18215, .shift = a->shift, .channels = a->channels,
-                                                     .side = a->side, .flips = a->flip_mean != NULL};
+                                                     .side = a->side, .side_width = ds->opt.width, .flips = a->flip_mean != NULL};
     s = add_classes(ds, top, err);
     a->labels = NULL; /* copied: the caller may let go of them */
     a->class_names = NULL;
@@ -122,11 +123,11 @@ dfcl_status dfcl_dataset_find_arrays(struct dfcl_dataset *ds, dfcl_error *err) {
 dfcl_status dfcl_dataset_hash_arrays(const struct dfcl_dataset *ds, struct dfcl_sha256 *h, dfcl_error *err) {
     static const char *const types[] = {"u8", "f32", "latents", "moments"};
     const struct dfcl_train_arrays *a = &ds->arrays;
-    char line[160];
+    char line[160], side[DFCL_EXTENT_TEXT];
     struct part parts[4];
     int n = float_parts(a, parts);
     size_t bytes = (size_t)a->count * ds->sample_bytes; /* checked when the set was opened */
-    snprintf(line, sizeof line, "memory %s %d %d %d\n", types[a->type], a->channels, a->side, ds->classes);
+    snprintf(line, sizeof line, "memory %s %d %s %d\n", types[a->type], a->channels, dfcl_extent_format(a->side, a->width, side), ds->classes);
     dfcl_status s = dfcl_sha256_update(h, line, strlen(line), err);
     if (!s && a->type == DFCL_ARRAY_MOMENTS) {
         snprintf(line, sizeof line, "%.17g %.17g\n", ds->moments.scale, ds->moments.shift);

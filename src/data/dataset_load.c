@@ -16,13 +16,14 @@ dfcl_status dfcl_dataset_decode(const struct dfcl_dataset *ds, size_t item, cons
         return s || !ds->opt.flip ? s : dfcl_latents_read(ds->latents, item, true, to + 2 * ds->values, err);
     }
     if (ds->scan.latent)
-        return dfcl_decode_latent(ds->ctx, path, ds->opt.channels, ds->opt.side, (float *)(void *)out, err);
+        return dfcl_decode_latent(ds->ctx, path, ds->opt.channels, ds->opt.side, ds->opt.width, (float *)(void *)out, err);
     struct dfcl_crop_draw draw = {.seed = ds->opt.seed};
     if (g) {
         draw.step = (uint32_t)(*g / ds->train_count);
         draw.sample = (uint32_t)*g;
     }
-    return dfcl_decode_picture(ds->ctx, path, ds->opt.channels, ds->opt.side, ds->opt.alpha, g && ds->opt.random_crop ? &draw : NULL, out, err);
+    return dfcl_decode_picture(ds->ctx, path, ds->opt.channels, ds->opt.side, ds->opt.width, ds->opt.alpha,
+                               g && ds->opt.random_crop ? &draw : NULL, out, err);
 }
 
 /* ---- at the start ---- */

@@ -8,27 +8,27 @@
 #include "base/file.h"
 #include "formats/npy.h"
 
-dfcl_status dfcl_decode_picture_memory(const dfcl_context *ctx, const void *data, size_t size, const char *path, int channels, int side,
-                                       enum dfcl_alpha alpha, const struct dfcl_crop_draw *random, uint8_t *out, dfcl_error *err) {
+dfcl_status dfcl_decode_picture_memory(const dfcl_context *ctx, const void *data, size_t size, const char *path, int channels,
+                                       int height, int width, enum dfcl_alpha alpha, const struct dfcl_crop_draw *random, uint8_t *out, dfcl_error *err) {
     struct dfcl_image im = {0};
     dfcl_status s = dfcl_image_read_memory(ctx, data, size, path, channels, alpha, &im, err);
     if (s)
         return s;
-    s = random ? dfcl_random_crop(ctx, im.pixels, im.width, im.height, channels, side, random, out, err)
-               : dfcl_center_crop(ctx, im.pixels, im.width, im.height, channels, side, out, err);
+    s = random ? dfcl_random_crop(ctx, im.pixels, im.width, im.height, channels, width, height, random, out, err)
+               : dfcl_center_crop(ctx, im.pixels, im.width, im.height, channels, width, height, out, err);
     if (s)
         dfcl_error_prefix(err, "%s", path);
     dfcl_image_free(ctx, &im);
     return s;
 }
 
-dfcl_status dfcl_decode_picture(const dfcl_context *ctx, const char *path, int channels, int side, enum dfcl_alpha alpha,
+dfcl_status dfcl_decode_picture(const dfcl_context *ctx, const char *path, int channels, int height, int width, enum dfcl_alpha alpha,
                                 const struct dfcl_crop_draw *random, uint8_t *out, dfcl_error *err) {
     char *data;
     size_t n;
     dfcl_status s = dfcl_file_read(ctx, path, DFCL_IMAGE_MAX_FILE, &data, &n, err);
     if (!s)
-        s = dfcl_decode_picture_memory(ctx, data, n, path, channels, side, alpha, random, out, err);
+        s = dfcl_decode_picture_memory(ctx, data, n, path, channels, height, width, alpha, random, out, err);
     dfcl_free(ctx, data);
     return s;
 }
@@ -43,7 +43,7 @@ dfcl_status dfcl_picture_options(const char *crop, const char *alpha, bool *rand
     return DFCL_OK;
 }
 
-dfcl_status dfcl_decode_latent(const dfcl_context *ctx, const char *path, int channels, int side, float *out, dfcl_error *err) {
+dfcl_status dfcl_decode_latent(const dfcl_context *ctx, const char *path, int channels, int height, int width, float *out, dfcl_error *err) {
     struct dfcl_npy npy;
     (void)ctx;
     dfcl_status s = dfcl_npy_open(&npy, path, err);
@@ -51,10 +51,10 @@ dfcl_status dfcl_decode_latent(const dfcl_context *ctx, const char *path, int ch
         return s;
     const struct dfcl_tensor_view *v = &npy.view;
     const int64_t *d = v->shape + (v->ndim == 4 && v->shape[0] == 1);
-    bool fits = (v->ndim == 3 || (v->ndim == 4 && v->shape[0] == 1)) && d[0] == channels && d[1] == side && d[2] == side;
+    bool fits = (v->ndim == 3 || (v->ndim == 4 && v->shape[0] == 1)) && d[0] == channels && d[1] == height && d[2] == width;
     if (!fits || (v->dtype != DFCL_F32 && v->dtype != DFCL_F16 && v->dtype != DFCL_F64)) {
         char shape[128];
-        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected a latent of [1, %d, %d, %d] floats, found %s of %s", path, channels, side, side,
+        s = dfcl_fail(err, DFCL_FORMAT, "%s: expected a latent of [1, %d, %d, %d] floats, found %s of %s", path, channels, height, width,
                       dfcl_shape_format(v->shape, v->ndim, shape, sizeof shape), v->type_name);
     }
     if (!s)

@@ -85,7 +85,7 @@ static dfcl_status describe_base(const dfcl_context *ctx, const char *path, cJSO
         if (heads)
             dfcl_json_add_number(o, "heads", c->heads);
         dfcl_json_add_number(o, "patch", c->patch);
-        dfcl_json_add_number(o, "input", c->input);
+        dfcl_json_add_extent(o, "input", c->input, dfcl_dit_width(c));
         dfcl_json_add_number(o, "channels", c->channels);
         dfcl_json_add_number(o, "classes", c->classes);
         dfcl_json_add_number(o, "parameters", values);
@@ -125,7 +125,7 @@ static dfcl_status describe_delta(const dfcl_context *ctx, const char *path, cJS
     if (d->base_hash[0])
         dfcl_json_add_text(o, "base_hash", d->base_hash);
     if (d->input) {
-        dfcl_json_add_number(o, "input", d->input);
+        dfcl_json_add_extent(o, "input", d->input, d->width);
         dfcl_json_add_number(o, "positional_scale", d->pos_base);
     }
     if (d->classes >= 0) {

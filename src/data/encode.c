@@ -44,7 +44,7 @@ struct dfcl_encoder {
     dfcl_vae *vae;
     struct dfcl_latents_writer *writer;
     float *picture, *moments;
-    float *small; /* [3, side, side] mean colours */
+    float *small; /* [3, height, width] mean colours */
     double *sums; /* of one picture, for the linear approximation; NULL: too many channels */
     struct dfcl_encode_progress progress;
     double began;
@@ -115,7 +115,7 @@ static dfcl_status load(const struct dfcl_encoder *e, size_t item, struct dfcl_l
     /* A random crop is the file's own: the same whatever else is in the folder. */
     const struct dfcl_crop_draw draw = {st->seed, word(source->sha256), word(source->sha256 + 4)};
     if (!s)
-        s = dfcl_decode_picture_memory(e->ctx, data, n, path, 3, st->size, st->alpha, st->random_crop ? &draw : NULL, pixels, err);
+        s = dfcl_decode_picture_memory(e->ctx, data, n, path, 3, st->size, st->size_width, st->alpha, st->random_crop ? &draw : NULL, pixels, err);
     dfcl_free(e->ctx, data);
     return s;
 }
@@ -144,7 +144,7 @@ static void *ahead_thread(void *user) {
 }
 
 static dfcl_status start_threads(struct dfcl_encoder *e, int want, dfcl_error *err) {
-    size_t bytes = (size_t)e->settings.size * (size_t)e->settings.size * 3;
+    size_t bytes = (size_t)e->settings.size * (size_t)e->settings.size_width * 3;
     if (pthread_mutex_init(&e->lock, NULL) || pthread_cond_init(&e->work, NULL) || pthread_cond_init(&e->ready, NULL))
         return dfcl_fail(err, DFCL_NOMEM, "encode: no thread resources");
     e->sync_made = true;
@@ -169,19 +169,23 @@ static dfcl_status open_vae(struct dfcl_encoder *e, dfcl_device *dev, const stru
     const struct dfcl_vae_shape *sh = dfcl_vae_get_shape(e->vae);
     if (sh->channels != 3)
         return dfcl_fail(err, DFCL_FORMAT, "%s: expected an autoencoder of pictures with 3 channels, found %d", p->vae, sh->channels);
-    if (st->size < sh->factor || st->size % sh->factor || st->size > DFCL_IMAGE_MAX_SIDE)
-        return dfcl_fail(err, DFCL_USAGE, "size: expected a multiple of %d, found %d", sh->factor, st->size);
+    for (int k = 0; k < 2; k++) {
+        const int side = k ? st->size_width : st->size;
+        if (side < sh->factor || side % sh->factor || side > DFCL_IMAGE_MAX_SIDE)
+            return dfcl_fail(err, DFCL_USAGE, "size: expected a multiple of %d, found %d", sh->factor, side);
+    }
     st->scale = sh->scale;
     st->shift = sh->shift;
     st->channels = sh->latent_channels;
     st->side = st->size / sh->factor;
-    size_t values = (size_t)st->channels * (size_t)st->side * (size_t)st->side, pixels = 3 * (size_t)st->size * (size_t)st->size;
+    st->side_width = st->size_width / sh->factor;
+    size_t values = (size_t)st->channels * dfcl_latents_plane(st), pixels = 3 * (size_t)st->size * (size_t)st->size_width;
     e->picture = dfcl_calloc(e->ctx, pixels, sizeof *e->picture, err);
     e->moments = e->picture ? dfcl_calloc(e->ctx, values, 4 * sizeof *e->moments, err) : NULL;
     const size_t sums = dfcl_latent_rgb_sums(st->channels);
     if (!e->moments || !sums)
         return e->moments ? DFCL_OK : DFCL_NOMEM;
-    e->small = dfcl_calloc(e->ctx, (size_t)st->side * (size_t)st->side, 3 * sizeof *e->small, err);
+    e->small = dfcl_calloc(e->ctx, dfcl_latents_plane(st), 3 * sizeof *e->small, err);
     e->sums = e->small ? dfcl_calloc(e->ctx, sums, sizeof *e->sums, err) : NULL;
     return e->sums ? DFCL_OK : DFCL_NOMEM;
 }
@@ -251,7 +255,7 @@ static dfcl_status parse_type(const char *name, enum dfcl_dtype *out, dfcl_error
 
 dfcl_status dfcl_encoder_create(dfcl_encoder **out, dfcl_device *dev, const struct dfcl_encode_params *p, dfcl_error *err) {
     *out = NULL;
-    if (!p->vae || !p->data || !p->out || p->size < 0)
+    if (!p->vae || !p->data || !p->out || p->size < 0 || p->size_width < 0)
         return dfcl_fail(err, DFCL_USAGE, "encode: expected an autoencoder, a folder of pictures, a folder for the latents and a size");
     struct dfcl_encoder *e = dfcl_calloc(dev->ctx, 1, sizeof *e, err);
     if (!e)
@@ -259,6 +263,7 @@ dfcl_status dfcl_encoder_create(dfcl_encoder **out, dfcl_device *dev, const stru
     e->ctx = dev->ctx;
     e->skip_bad = p->skip_bad != 0;
     e->settings.size = p->size ? p->size : 256;
+    e->settings.size_width = p->size && p->size_width ? p->size_width : e->settings.size;
     e->settings.flips = p->flip != 0;
     e->data = dfcl_strdup(e->ctx, p->data, err);
     dfcl_status s = e->data ? dfcl_picture_options(p->crop, p->alpha, &e->settings.random_crop, &e->settings.alpha, err) : DFCL_NOMEM;
@@ -318,22 +323,22 @@ void dfcl_encoder_destroy(dfcl_encoder **ep) {
 
 /* ---- a picture ---- */
 
-static void expand(const uint8_t *pixels, int side, bool mirror, float *out) {
-    const size_t n = (size_t)side;
+static void expand(const uint8_t *pixels, const struct dfcl_latents_settings *st, bool mirror, float *out) {
+    const size_t h = (size_t)st->size, w = (size_t)st->size_width;
     for (size_t c = 0; c < 3; c++)
-        for (size_t y = 0; y < n; y++)
-            for (size_t x = 0; x < n; x++)
-                out[(c * n + y) * n + x] = (float)pixels[(y * n + (mirror ? n - 1 - x : x)) * 3 + c] / 127.5f - 1.0f;
+        for (size_t y = 0; y < h; y++)
+            for (size_t x = 0; x < w; x++)
+                out[(c * h + y) * w + x] = (float)pixels[(y * w + (mirror ? w - 1 - x : x)) * 3 + c] / 127.5f - 1.0f;
 }
 
 static dfcl_status encode(struct dfcl_encoder *e, const struct slot *slot, dfcl_error *err) {
     const struct dfcl_latents_settings *st = &e->settings;
-    size_t values = (size_t)st->channels * (size_t)st->side * (size_t)st->side;
+    size_t values = (size_t)st->channels * dfcl_latents_plane(st);
     dfcl_status s = DFCL_OK;
     for (int flip = 0; !s && flip <= st->flips; flip++) {
         float *m = e->moments + (flip ? 2 * values : 0);
-        expand(slot->pixels, st->size, flip != 0, e->picture);
-        s = dfcl_vae_encode(e->vae, 1, st->size, st->size, e->picture, m, m + values, err);
+        expand(slot->pixels, st, flip != 0, e->picture);
+        s = dfcl_vae_encode(e->vae, 1, st->size, st->size_width, e->picture, m, m + values, err);
     }
     if (s) {
         dfcl_error_prefix(err, "%s", e->scan.items[e->todo[e->at]].path);
@@ -342,8 +347,8 @@ static dfcl_status encode(struct dfcl_encoder *e, const struct slot *slot, dfcl_
     struct dfcl_latents_source source = slot->source;
     source.rgb = e->sums;
     if (e->sums) {
-        dfcl_latent_rgb_average(slot->pixels, st->size, st->side, e->small);
-        dfcl_latent_rgb_picture(st->channels, (size_t)st->side * (size_t)st->side, e->moments, st->scale, st->shift, e->small, e->sums);
+        dfcl_latent_rgb_average(slot->pixels, st->size / st->side, st->side, st->side_width, e->small);
+        dfcl_latent_rgb_picture(st->channels, dfcl_latents_plane(st), e->moments, st->scale, st->shift, e->small, e->sums);
     }
     e->progress.encoded++;
     return dfcl_latents_writer_add(e->writer, &source, e->moments, err);
@@ -427,24 +432,24 @@ dfcl_status dfcl_encoder_finish(dfcl_encoder *e, dfcl_error *err) {
 /* One column: the picture at pixels[i], what is made of it at pixels[n + i]. */
 static dfcl_status rebuild(struct dfcl_encoder *e, size_t item, uint8_t *picture, uint8_t *rebuilt, dfcl_error *err) {
     const struct dfcl_latents_settings *st = &e->settings;
-    size_t values = (size_t)st->channels * (size_t)st->side * (size_t)st->side;
+    size_t values = (size_t)st->channels * dfcl_latents_plane(st);
     struct dfcl_latents_source source;
     dfcl_status s = load(e, item, &source, picture, err);
     if (s)
         return s;
-    expand(picture, st->size, false, e->picture);
-    s = dfcl_vae_encode(e->vae, 1, st->size, st->size, e->picture, e->moments, NULL, err);
+    expand(picture, st, false, e->picture);
+    s = dfcl_vae_encode(e->vae, 1, st->size, st->size_width, e->picture, e->moments, NULL, err);
     for (size_t k = 0; !s && k < values; k++)
         e->moments[k] = (float)(st->scale * (e->moments[k] - st->shift));
     if (!s)
-        s = dfcl_vae_decode(e->vae, 1, st->side, st->side, e->moments, e->picture, err);
+        s = dfcl_vae_decode(e->vae, 1, st->side, st->side_width, e->moments, e->picture, err);
     if (!s)
-        dfcl_pixels(e->picture, 1, 3, st->size, rebuilt);
+        dfcl_pixels(e->picture, 1, 3, st->size, st->size_width, rebuilt);
     return s;
 }
 
 dfcl_status dfcl_encoder_preview(dfcl_encoder *e, const char *path, int n, dfcl_error *err) {
-    size_t each = 3 * (size_t)e->settings.size * (size_t)e->settings.size, good = 0, seen = 0;
+    size_t each = 3 * (size_t)e->settings.size * (size_t)e->settings.size_width, good = 0, seen = 0;
     for (size_t i = 0; i < e->scan.count; i++)
         good += e->good[i];
     size_t columns = DFCL_MIN((size_t)DFCL_MAX(n, 1), good), done = 0;
@@ -462,7 +467,7 @@ dfcl_status dfcl_encoder_preview(dfcl_encoder *e, const char *path, int n, dfcl_
     }
     int width, height;
     if (!s)
-        s = dfcl_grid(e->ctx, pixels, (int)(2 * columns), e->settings.size, 3, (int)columns, 1, &grid, &width, &height, err);
+        s = dfcl_grid(e->ctx, pixels, (int)(2 * columns), e->settings.size, e->settings.size_width, 3, (int)columns, 1, &grid, &width, &height, err);
     if (!s)
         s = dfcl_png_save(e->ctx, path, grid, width, height, 3, NULL, err);
     dfcl_free(e->ctx, grid);

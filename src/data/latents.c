@@ -216,7 +216,7 @@ struct dfcl_latents_view dfcl_latents_get(const struct dfcl_latents *l) {
 dfcl_status dfcl_latents_read(const struct dfcl_latents *l, size_t i, bool flip, float *out, dfcl_error *err) {
     const struct dfcl_latents_item *it = &l->items[i];
     const struct dfcl_latents_shard *sh = &l->shards[it->shard];
-    size_t values = 2 * (size_t)l->settings.channels * (size_t)l->settings.side * (size_t)l->settings.side;
+    size_t values = 2 * (size_t)l->settings.channels * dfcl_latents_plane(&l->settings);
     dfcl_status s = dfcl_latents_shard_read(sh, it->row, flip, out, err);
     for (size_t k = 0; !s && k < values; k++)
         if (!isfinite(out[k]))
@@ -225,7 +225,7 @@ dfcl_status dfcl_latents_read(const struct dfcl_latents *l, size_t i, bool flip,
 }
 
 void dfcl_latents_sample(const struct dfcl_latents_settings *st, const float *mean, const float *logvar, const struct dfcl_latents_draw *d, float *out) {
-    size_t n = (size_t)st->channels * (size_t)st->side * (size_t)st->side;
+    size_t n = (size_t)st->channels * dfcl_latents_plane(st);
     const float scale = (float)st->scale, shift = (float)st->shift;
     dfcl_normals(d->seed, d->stream, d->step, d->sample, out, n);
     for (size_t i = 0; i < n; i++) {

@@ -1,7 +1,7 @@
 /* The cache of latents: what the encoder made of a folder of pictures, so that training draws latents without it. docs/formats.md has the layout.
  *
  *   index.json            settings, class names, the linear approximation of the decoder, and for each shard the class of every row (-1: no longer in the set)
- *   shard-N.safetensors   rows of mean, logvar and (flips) mean_flip, logvar_flip [n,C,S,S], stat [n,2], rgb [n,K], sha256 [n,32]; names and settings as metadata
+ *   shard-N.safetensors   rows of mean, logvar and (flips) mean_flip, logvar_flip [n,C,H,W], stat [n,2], rgb [n,K], sha256 [n,32]; names and settings as metadata
  *
  * A shard says all of its rows but their class, so a cache whose making was cut short goes on from its shards. */
 #ifndef DFCL_DATA_LATENTS_H
@@ -19,13 +19,16 @@
 struct dfcl_latents_settings {
     char vae[65];         /* hash of the encoder (docs/formats.md) */
     double scale, shift;  /* latent of the diffusion model = scale * (z - shift) */
-    int size;             /* side of the cropped pictures */
-    int channels, side;   /* of the latents */
+    int size, size_width; /* height and width of the cropped pictures; width 0: square */
+    int channels, side, side_width; /* of the latents, likewise */
     bool random_crop, flips;
     enum dfcl_alpha alpha;
     uint64_t seed;        /* of random crops; 0 without */
     enum dfcl_dtype type; /* of the moments: F32, F16 or BF16 */
 };
+static inline size_t dfcl_latents_plane(const struct dfcl_latents_settings *s) {
+    return (size_t)s->side * (size_t)dfcl_width(s->side_width, s->side);
+}
 
 /* ---- a shard ---- */
 
@@ -42,7 +45,7 @@ struct dfcl_latents_shard {
 dfcl_status dfcl_latents_shard_open(struct dfcl_latents_shard *out, const dfcl_context *ctx, const char *dir, const char *file,
                                     const struct dfcl_latents_settings *want, dfcl_error *err);
 void dfcl_latents_shard_close(const dfcl_context *ctx, struct dfcl_latents_shard *shard);
-/* Moments of one row, f32: mean and logvar [C,S,S], one after the other, of the picture or its mirror image. */
+/* Moments of one row, f32: mean and logvar [C,H,W], one after the other, of the picture or its mirror image. */
 dfcl_status dfcl_latents_shard_read(const struct dfcl_latents_shard *shard, size_t row, bool flip, float *out, dfcl_error *err);
 
 /* ---- reading ---- */

@@ -12,10 +12,19 @@
 
 /* ---- settings ---- */
 
+/* A number for a square, else the text "96x64". */
+static void add_extent(struct dfcl_text *t, int height, int width) {
+    char text[DFCL_EXTENT_TEXT];
+    const char *quote = dfcl_width(width, height) == height ? "" : "\"";
+    dfcl_text_addf(t, "%s%s%s", quote, dfcl_extent_format(height, width, text), quote);
+}
+
 void dfcl_latents_settings_text(struct dfcl_text *t, const struct dfcl_latents_settings *s) {
-    dfcl_text_addf(t, "{\"vae\":\"%s\",\"scale\":%.17g,\"shift\":%.17g,\"size\":%d,\"channels\":%d,\"side\":%d,\"crop\":\"%s\",\"alpha\":\"%s\",",
-                   s->vae, s->scale, s->shift, s->size, s->channels, s->side, s->random_crop ? "random" : "center",
-                   s->alpha == DFCL_ALPHA_DROP ? "drop" : "white");
+    dfcl_text_addf(t, "{\"vae\":\"%s\",\"scale\":%.17g,\"shift\":%.17g,\"size\":", s->vae, s->scale, s->shift);
+    add_extent(t, s->size, s->size_width);
+    dfcl_text_addf(t, ",\"channels\":%d,\"side\":", s->channels);
+    add_extent(t, s->side, s->side_width);
+    dfcl_text_addf(t, ",\"crop\":\"%s\",\"alpha\":\"%s\",", s->random_crop ? "random" : "center", s->alpha == DFCL_ALPHA_DROP ? "drop" : "white");
     if (s->random_crop)
         dfcl_text_addf(t, "\"seed\":\"%" PRIu64 "\",", s->seed); /* a number would lose digits past 2^53 */
     dfcl_text_addf(t, "\"flip\":%s,\"dtype\":\"%s\"}", s->flips ? "true" : "false", dfcl_dtype_name(s->type));
@@ -27,6 +36,15 @@ static dfcl_status get_int(const cJSON *o, const char *name, int lo, int hi, con
         return dfcl_fail(err, DFCL_FORMAT, "%s: settings: %s: expected a whole number from %d to %d", what, name, lo, hi);
     *out = (int)v;
     return DFCL_OK;
+}
+
+static dfcl_status get_extent(const cJSON *o, const char *name, int most, const char *what, int *height, int *width, dfcl_error *err) {
+    const cJSON *v = dfcl_json_get(o, name);
+    if (cJSON_IsString(v) && dfcl_extent_parse(v->valuestring, most, height, width))
+        return DFCL_OK;
+    dfcl_status s = get_int(o, name, 1, most, what, height, err);
+    *width = *height;
+    return s;
 }
 
 static dfcl_status get_double(const cJSON *o, const char *name, const char *what, double *out, dfcl_error *err) {
@@ -58,11 +76,11 @@ dfcl_status dfcl_latents_settings_parse(const cJSON *o, const char *what, struct
     if (!cJSON_IsObject(o))
         return dfcl_fail(err, DFCL_FORMAT, "%s: expected settings, an object", what);
     const cJSON *vae = dfcl_json_get(o, "vae"), *seed = dfcl_json_get(o, "seed"), *flip = dfcl_json_get(o, "flip");
-    dfcl_status s = get_int(o, "size", 1, DFCL_IMAGE_MAX_SIDE, what, &out->size, err);
+    dfcl_status s = get_extent(o, "size", DFCL_IMAGE_MAX_SIDE, what, &out->size, &out->size_width, err);
     if (!s)
         s = get_int(o, "channels", 1, 1024, what, &out->channels, err);
     if (!s)
-        s = get_int(o, "side", 1, 4096, what, &out->side, err);
+        s = get_extent(o, "side", 4096, what, &out->side, &out->side_width, err);
     if (!s)
         s = get_double(o, "scale", what, &out->scale, err);
     if (!s)
@@ -93,9 +111,13 @@ dfcl_status dfcl_latents_settings_same(const struct dfcl_latents_settings *a, co
     static const char *const crops[] = {"center", "random"}, *const alphas[] = {"white", "drop"};
     if (strcmp(a->vae, b->vae))
         return dfcl_fail(err, DFCL_FORMAT, "%s: made with another VAE: expected the one with the hash %s, found %s", what, a->vae, b->vae);
-    if (a->size != b->size || a->channels != b->channels || a->side != b->side)
-        return dfcl_fail(err, DFCL_FORMAT, "%s: expected pictures of %d as latents of %d x %d x %d, found %d as %d x %d x %d", what, a->size,
-                         a->channels, a->side, a->side, b->size, b->channels, b->side, b->side);
+    const int as = dfcl_width(a->size_width, a->size), bs = dfcl_width(b->size_width, b->size), aw = dfcl_width(a->side_width, a->side),
+              bw = dfcl_width(b->side_width, b->side);
+    char want[DFCL_EXTENT_TEXT], got[DFCL_EXTENT_TEXT];
+    if (a->size != b->size || as != bs || a->channels != b->channels || a->side != b->side || aw != bw)
+        return dfcl_fail(err, DFCL_FORMAT, "%s: expected pictures of %s as latents of %d x %d x %d, found %s as %d x %d x %d", what,
+                         dfcl_extent_format(a->size, as, want), a->channels, a->side, aw, dfcl_extent_format(b->size, bs, got), b->channels, b->side,
+                         bw);
     if (a->scale != b->scale || a->shift != b->shift)
         return dfcl_fail(err, DFCL_FORMAT, "%s: expected scale %g and shift %g, found %g and %g", what, a->scale, a->shift, b->scale, b->shift);
     if (a->random_crop != b->random_crop)
@@ -172,7 +194,7 @@ dfcl_status dfcl_latents_shard_open(struct dfcl_latents_shard *out, const dfcl_c
         s = dfcl_latents_settings_same(want, &found, path, err);
     if (!s)
         s = read_names(ctx, out, err);
-    const int64_t n = (int64_t)out->count, shape[4] = {n, want->channels, want->side, want->side}, stat[2] = {n, 2}, sha[2] = {n, 32};
+    const int64_t n = (int64_t)out->count, shape[4] = {n, want->channels, want->side, dfcl_width(want->side_width, want->side)}, stat[2] = {n, 2}, sha[2] = {n, 32};
     for (int i = 0; !s && i < (want->flips ? 4 : 2); i++)
         s = find(out, moments[i], want->type, shape, 4, &out->moments[i], err);
     if (!s)

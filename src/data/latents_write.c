@@ -111,9 +111,9 @@ static dfcl_status take_lock(struct dfcl_latents_writer *w, dfcl_error *err) {
 static dfcl_status take_buffers(struct dfcl_latents_writer *w, dfcl_error *err) {
     const struct dfcl_latents_settings *st = &w->settings;
     size_t bytes;
-    if (!dfcl_mul_size((size_t)st->side * (size_t)st->side, (size_t)st->channels * (st->flips ? 4 : 2), &w->values) ||
+    if (!dfcl_mul_size(dfcl_latents_plane(st), (size_t)st->channels * (st->flips ? 4 : 2), &w->values) ||
         !dfcl_mul_size(w->values, sizeof(float), &bytes))
-        return dfcl_fail(err, DFCL_NOMEM, "%s: latents of %d x %d x %d are too large", w->path, st->channels, st->side, st->side);
+        return dfcl_fail(err, DFCL_NOMEM, "%s: latents of %d x %d x %d are too large", w->path, st->channels, st->side, dfcl_width(st->side_width, st->side));
     w->capacity = DFCL_MAX(DFCL_MIN(SHARD_BYTES / bytes, SHARD_ROWS), 1);
     w->moments = dfcl_calloc(w->ctx, w->capacity, bytes, err);
     w->stat = dfcl_calloc(w->ctx, w->capacity, 2 * sizeof *w->stat, err);
@@ -268,7 +268,7 @@ static dfcl_status write_shard(struct dfcl_latents_writer *w, const char *path, 
     static const char *const moments[4] = {"mean", "logvar", "mean_flip", "logvar_flip"};
     const struct dfcl_latents_settings *st = &w->settings;
     const int parts = st->flips ? 4 : 2;
-    const int64_t n = (int64_t)w->waiting, shape[4] = {n, st->channels, st->side, st->side}, stat[2] = {n, 2}, sha[2] = {n, 32},
+    const int64_t n = (int64_t)w->waiting, shape[4] = {n, st->channels, st->side, dfcl_width(st->side_width, st->side)}, stat[2] = {n, 2}, sha[2] = {n, 32},
                   rgb[2] = {n, (int64_t)w->sums};
     const size_t each = w->values / (size_t)parts;
     struct dfcl_text settings = {.ctx = w->ctx};

@@ -16,16 +16,16 @@ void dfcl_pictures_free(const dfcl_context *ctx, struct dfcl_pictures *pictures)
     memset(pictures, 0, sizeof *pictures);
 }
 
-dfcl_status dfcl_pictures_read(const dfcl_context *ctx, const char *folder, int channels, int side, struct dfcl_pictures *out,
+dfcl_status dfcl_pictures_read(const dfcl_context *ctx, const char *folder, int channels, int height, int width, struct dfcl_pictures *out,
                                dfcl_error *err) {
     memset(out, 0, sizeof *out);
-    if ((channels != 1 && channels != 3) || side < 1 || side > 65536)
-        return dfcl_fail(err, DFCL_USAGE, "pictures have 1 or 3 channels and a side of 1 to 65536; asked for %d and %d", channels, side);
+    if ((channels != 1 && channels != 3) || height < 1 || height > 65536 || width < 1 || width > 65536)
+        return dfcl_fail(err, DFCL_USAGE, "pictures have 1 or 3 channels and sides of 1 to 65536; asked for %d and %d x %d", channels, width, height);
     struct dfcl_scan scan;
     dfcl_status s = dfcl_scan_folder(ctx, folder, &scan, err);
     if (s)
         return s;
-    size_t each = (size_t)channels * (size_t)side * (size_t)side, total = 0;
+    size_t each = (size_t)channels * (size_t)height * (size_t)width, total = 0;
     uint8_t *pixels = NULL;
     if (scan.latent)
         s = dfcl_fail(err, DFCL_FORMAT, "%s: expected a folder of pictures, found one of latents", folder);
@@ -42,9 +42,9 @@ dfcl_status dfcl_pictures_read(const dfcl_context *ctx, const char *folder, int 
         out->class_names[i] = dfcl_strdup(ctx, scan.classes.names[i], err);
         s = out->class_names[i] ? DFCL_OK : DFCL_NOMEM;
     }
-    size_t plane = (size_t)side * (size_t)side;
+    size_t plane = (size_t)height * (size_t)width;
     for (size_t i = 0; i < scan.count && !s; i++) {
-        s = dfcl_decode_picture(ctx, scan.items[i].path, channels, side, DFCL_ALPHA_WHITE, NULL, pixels, err);
+        s = dfcl_decode_picture(ctx, scan.items[i].path, channels, height, width, DFCL_ALPHA_WHITE, NULL, pixels, err);
         float *x = out->data + i * each;
         for (size_t p = 0; p < plane && !s; p++)
             for (size_t c = 0; c < (size_t)channels; c++)
@@ -54,7 +54,8 @@ dfcl_status dfcl_pictures_read(const dfcl_context *ctx, const char *folder, int 
     if (!s) {
         out->count = (int)scan.count;
         out->channels = channels;
-        out->side = side;
+        out->side = height;
+        out->width = width;
     } else {
         dfcl_pictures_free(ctx, out);
     }

@@ -6,8 +6,8 @@
 #include "formats/png.h"
 #include "formats/safetensors.h"
 
-void dfcl_pixels(const float *x, int n, int channels, int side, uint8_t *out) {
-    const size_t plane = (size_t)side * (size_t)side, c = (size_t)channels;
+void dfcl_pixels(const float *x, int n, int channels, int height, int width, uint8_t *out) {
+    const size_t plane = (size_t)height * (size_t)width, c = (size_t)channels;
     for (size_t i = 0; i < (size_t)n; i++)
         for (size_t k = 0; k < c; k++)
             for (size_t p = 0; p < plane; p++) {
@@ -33,32 +33,32 @@ dfcl_status dfcl_png_read_text(const dfcl_context *ctx, const char *path, const 
     return s;
 }
 
-dfcl_status dfcl_grid(const dfcl_context *ctx, const uint8_t *pictures, int n, int side, int channels, int columns, int zoom,
-                      uint8_t **out, int *width, int *height, dfcl_error *err) {
+dfcl_status dfcl_grid(const dfcl_context *ctx, const uint8_t *pictures, int n, int height, int width, int channels, int columns,
+                      int zoom, uint8_t **out, int *grid_width, int *grid_height, dfcl_error *err) {
     enum { MARGIN = 2, LIMIT = 32768 };
     *out = NULL;
-    if (n < 1 || side < 1 || columns < 1 || zoom < 1 || (channels != 1 && channels != 3))
-        return dfcl_fail(err, DFCL_USAGE, "grid: %d pictures of side %d, %d channels, %d columns, zoom %d", n, side, channels, columns, zoom);
+    if (n < 1 || height < 1 || width < 1 || columns < 1 || zoom < 1 || (channels != 1 && channels != 3))
+        return dfcl_fail(err, DFCL_USAGE, "grid: %d pictures of %d x %d, %d channels, %d columns, zoom %d", n, width, height, channels, columns, zoom);
     columns = DFCL_MIN(columns, n);
-    const int64_t rows = ((int64_t)n + columns - 1) / columns, cell = (int64_t)side * zoom;
-    if (cell > LIMIT || columns * (cell + MARGIN) + MARGIN > LIMIT || rows * (cell + MARGIN) + MARGIN > LIMIT)
-        return dfcl_fail(err, DFCL_USAGE, "grid: %lld x %d pictures of %lld pixels each are more than a side of %d holds", (long long)rows,
-                         columns, (long long)cell, LIMIT);
-    const size_t w = (size_t)(columns * (cell + MARGIN) + MARGIN), h = (size_t)(rows * (cell + MARGIN) + MARGIN), c = (size_t)channels;
+    const int64_t rows = ((int64_t)n + columns - 1) / columns, cw = (int64_t)width * zoom, ch = (int64_t)height * zoom;
+    if (cw > LIMIT || ch > LIMIT || columns * (cw + MARGIN) + MARGIN > LIMIT || rows * (ch + MARGIN) + MARGIN > LIMIT)
+        return dfcl_fail(err, DFCL_USAGE, "grid: %d x %lld pictures of %lld x %lld pixels are more than a side of %d holds", columns,
+                         (long long)rows, (long long)cw, (long long)ch, LIMIT);
+    const size_t w = (size_t)(columns * (cw + MARGIN) + MARGIN), h = (size_t)(rows * (ch + MARGIN) + MARGIN), c = (size_t)channels;
     uint8_t *g = dfcl_calloc(ctx, w * h, c, err);
     if (!g)
         return DFCL_NOMEM;
     memset(g, 255, w * h * c);
     for (size_t i = 0; i < (size_t)n; i++) {
-        const size_t x0 = MARGIN + i % (size_t)columns * (size_t)(cell + MARGIN), y0 = MARGIN + i / (size_t)columns * (size_t)(cell + MARGIN);
-        for (size_t y = 0; y < (size_t)cell; y++)
-            for (size_t x = 0; x < (size_t)cell; x++)
+        const size_t x0 = MARGIN + i % (size_t)columns * (size_t)(cw + MARGIN), y0 = MARGIN + i / (size_t)columns * (size_t)(ch + MARGIN);
+        for (size_t y = 0; y < (size_t)ch; y++)
+            for (size_t x = 0; x < (size_t)cw; x++)
                 memcpy(g + ((y0 + y) * w + x0 + x) * c,
-                       pictures + ((i * (size_t)side + y / (size_t)zoom) * (size_t)side + x / (size_t)zoom) * c, c);
+                       pictures + ((i * (size_t)height + y / (size_t)zoom) * (size_t)width + x / (size_t)zoom) * c, c);
     }
     *out = g;
-    *width = (int)w;
-    *height = (int)h;
+    *grid_width = (int)w;
+    *grid_height = (int)h;
     return DFCL_OK;
 }
 

@@ -31,12 +31,10 @@ static dfcl_status read_meta(struct dfcl_delta *d, dfcl_error *err) {
         return s;
     if (strlen(d->base_hash) != 64 || strspn(d->base_hash, "0123456789abcdef") != 64)
         return dfcl_fail(err, DFCL_FORMAT, "%s: base_hash \"%s\": expected 64 hex digits", d->path, d->base_hash);
-    int64_t input = 0;
     if ((v = dfcl_tensor_file_meta(d->file, "positional_scale")) && !dfcl_parse_double(v, &d->pos_base))
         return dfcl_fail(err, DFCL_FORMAT, "%s: positional_scale \"%.40s\": expected a number", d->path, v);
-    if ((v = dfcl_tensor_file_meta(d->file, "input")) && !dfcl_parse_int(v, 1, 4096, &input))
-        return dfcl_fail(err, DFCL_FORMAT, "%s: input \"%.40s\": expected a side from 1 to 4096", d->path, v);
-    d->input = (int)input;
+    if ((v = dfcl_tensor_file_meta(d->file, "input")) && !dfcl_extent_parse(v, 4096, &d->input, &d->width))
+        return dfcl_fail(err, DFCL_FORMAT, "%s: input \"%.40s\": expected a side from 1 to 4096, or width x height (96x64)", d->path, v);
     v = dfcl_tensor_file_meta(d->file, "class_table");
     d->own_classes = v && !strcmp(v, "own");
     if ((s = dfcl_latent_rgb_meta(d->file, &d->rgb, err)))

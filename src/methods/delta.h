@@ -16,7 +16,7 @@ struct dfcl_delta {
     char method[24], gamma_sites[48], gamma_blocks[256];
     char base_hash[65];   /* "" when unknown */
     double pos_base;      /* -1 when unknown */
-    int input;            /* resolution it was trained at; 0 unknown */
+    int input, width;     /* resolution it was trained at; 0 unknown */
     int classes;          /* of its class table; -1: it has none, the base's is used */
     bool own_classes;     /* the table was rebuilt for other classes than the base's; false: row i belongs to the base's class i */
     char **class_names;   /* or NULL */

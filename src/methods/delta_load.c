@@ -183,21 +183,23 @@ static dfcl_status check_tables(struct blend *b, dfcl_error *err) {
 dfcl_status dfcl_delta_resolution(const dfcl_context *ctx, const char *const *paths, int count,
                                   struct dfcl_model_params *params, dfcl_error *err) {
     const char *first = NULL;
-    int input = 0;
+    int input = 0, width = 0;
     double scale = 0;
+    char here[DFCL_EXTENT_TEXT], there[DFCL_EXTENT_TEXT];
     for (int i = 0; i < count; i++) {
         struct dfcl_delta *d;
         dfcl_status s = dfcl_delta_open(&d, ctx, paths[i], err);
         if (s)
             return s;
-        double of = DFCL_MAX(d->pos_base, 0);
-        if (d->input && first && (d->input != input || of != scale))
+        double of = d->pos_base;
+        if (d->input && first && (d->input != input || d->width != width || DFCL_MAX(of, 0) != DFCL_MAX(scale, 0)))
             s = dfcl_fail(err, DFCL_FORMAT,
-                          "%s: trained at side %d (positional scale %g), %s at side %d (%g): pictures of both cannot be drawn together", paths[i],
-                          d->input, of, first, input, scale);
+                          "%s: trained at side %s (positional scale %g), %s at side %s (%g): pictures of both cannot be drawn together", paths[i],
+                          dfcl_extent_format(d->input, d->width, here), DFCL_MAX(of, 0), first, dfcl_extent_format(input, width, there), DFCL_MAX(scale, 0));
         if (d->input && !first) {
             first = paths[i];
             input = d->input;
+            width = d->width;
             scale = of;
         }
         dfcl_delta_close(&d);
@@ -206,7 +208,10 @@ dfcl_status dfcl_delta_resolution(const dfcl_context *ctx, const char *const *pa
     }
     if (first) {
         params->input = input;
-        params->positional_scale = scale;
+        params->input_width = width;
+        params->positional_scale = DFCL_MAX(scale, 0);
+        if (scale == 0) /* not scaled, which at another resolution than the file's has to be said */
+            params->pos_step = 1;
     }
     return DFCL_OK;
 }
@@ -220,9 +225,10 @@ static dfcl_status check(struct dfcl_model *m, const struct dfcl_delta *d, bool 
     if (!d->own_classes && d->classes >= 0 && d->classes != m->domains[0].classes)
         return dfcl_fail(err, DFCL_FORMAT, "%s: a class table of %d classes, the base has %d", d->path, d->classes,
                          m->domains[0].classes);
-    if (d->input && (d->input != c->input || d->pos_base != c->pos_base))
-        dfcl_log(m->ctx, DFCL_LOG_WARN, "%s: trained at side %d (positional scale %g), used at side %d (%g)", d->path,
-                 d->input, d->pos_base, c->input, c->pos_base);
+    char here[DFCL_EXTENT_TEXT], there[DFCL_EXTENT_TEXT];
+    if (d->input && (d->input != c->input || d->width != dfcl_dit_width(c) || d->pos_base != c->pos_base))
+        dfcl_log(m->ctx, DFCL_LOG_WARN, "%s: trained at side %s (positional scale %g), used at side %s (%g)", d->path,
+                 dfcl_extent_format(d->input, d->width, here), d->pos_base, dfcl_extent_format(c->input, dfcl_dit_width(c), there), c->pos_base);
     return DFCL_OK;
 }
 

@@ -9,8 +9,8 @@
 static dfcl_status describe(dfcl_model *m, struct dfcl_st_writer *w, const char *training_json, dfcl_error *err) {
     const struct dfcl_dit_config *c = dfcl_dit_get_config(m->dit);
     const struct dfcl_domain *d = &m->domains[0];
-    char input[16], scale[32];
-    snprintf(input, sizeof input, "%d", c->input);
+    char input[DFCL_EXTENT_TEXT], scale[32];
+    dfcl_extent_format(c->input, dfcl_dit_width(c), input);
     snprintf(scale, sizeof scale, "%.17g", c->pos_base);
     const struct {
         const char *key, *value;

@@ -110,13 +110,13 @@ static dfcl_status write_gammas(struct merge *g, const struct dfcl_base *base, d
 
 static dfcl_status declare(struct merge *g, const struct dfcl_base *base, const struct dfcl_dit_config *cfg,
                            bool positions, dfcl_error *err) {
-    int n, side = cfg->input / cfg->patch;
+    int n;
     struct dfcl_param **p;
     dfcl_status s = dfcl_base_order(base->table, &p, &n, err);
     if (s)
         return s;
     if (positions) /* the original stores them, and loads strictly */
-        s = dfcl_merge_out_tensor(g->out, "pos_embed", (int64_t[]){1, (int64_t)side * side, cfg->hidden}, 3, err);
+        s = dfcl_merge_out_tensor(g->out, "pos_embed", (int64_t[]){1, dfcl_dit_tokens(cfg), cfg->hidden}, 3, err);
     for (int i = 0; i < n && !s; i++) {
         int64_t shape[4];
         memcpy(shape, p[i]->shape, sizeof shape);
@@ -137,8 +137,11 @@ static dfcl_status declare(struct merge *g, const struct dfcl_base *base, const 
 static dfcl_status check_positions(const struct dfcl_base *base, const struct dfcl_dit_config *cfg,
                                    const float *positions, dfcl_error *err) {
     struct dfcl_dit_config plain = *cfg;
-    int side = cfg->input / cfg->patch;
-    size_t count = (size_t)side * (size_t)side * (size_t)cfg->hidden;
+    int rows = cfg->input / cfg->patch, cols = dfcl_dit_width(cfg) / cfg->patch;
+    size_t count = (size_t)dfcl_dit_tokens(cfg) * (size_t)cfg->hidden;
+    if (rows != cols)
+        return dfcl_fail(err, DFCL_USAGE, "%s: its grid is %d x %d tokens, and diffusers' DiT has square ones only: write it with the original names",
+                         base->path, cols, rows);
     float *table = NULL, *scaled = NULL;
     plain.pos_base = 0;
     dfcl_status s = dfcl_base_positions(base->ctx, &plain, &table, err);
@@ -150,7 +153,7 @@ static dfcl_status check_positions(const struct dfcl_base *base, const struct df
             s = dfcl_fail(err, DFCL_USAGE,
                           "%s: its positions are scaled or its own, and diffusers' DiT only has the plain table of %d "
                           "x %d: write it with the original names",
-                          base->path, side, side);
+                          base->path, rows, cols);
     dfcl_free(base->ctx, table);
     dfcl_free(base->ctx, scaled);
     return s;
@@ -163,9 +166,8 @@ static dfcl_status write_all(struct merge *g, struct dfcl_base *base, const stru
     if (!s && !diffusers && !positions)
         s = dfcl_base_positions(base->ctx, cfg, &table, err);
     if (!s && !diffusers) {
-        size_t side = (size_t)(cfg->input / cfg->patch);
-        s = dfcl_merge_out_values(g->out, "pos_embed", positions ? positions : table, side * side * (size_t)cfg->hidden,
-                                  err);
+        s = dfcl_merge_out_values(g->out, "pos_embed", positions ? positions : table,
+                                  (size_t)dfcl_dit_tokens(cfg) * (size_t)cfg->hidden, err);
     }
     dfcl_free(base->ctx, table);
     if (s || (s = dfcl_base_stream(base, write_one, g, hash, err)))
@@ -197,10 +199,11 @@ dfcl_status dfcl_model_merge(const dfcl_context *ctx, const struct dfcl_merge_pa
             names = g.delta->class_names;
     }
     /* The domain's resolution and positions, unless others were asked for. */
-    if (g.delta && g.delta->input > 0 && (g.delta->input != cfg.input || (g.delta->pos_base >= 0 && g.delta->pos_base != cfg.pos_base)) &&
+    if (g.delta && g.delta->input > 0 && (g.delta->input != cfg.input || g.delta->width != dfcl_dit_width(&cfg) || (g.delta->pos_base >= 0 && g.delta->pos_base != cfg.pos_base)) &&
         params->base.input <= 0 && !(params->base.positional_scale > 0) && !(params->base.pos_step > 0)) {
         positions = NULL;
         cfg.input = g.delta->input;
+        cfg.width = g.delta->width;
         cfg.pos_base = DFCL_MAX(g.delta->pos_base, 0);
     }
     if ((s = dfcl_dit_config_check(&cfg, err)) || (diffusers && (s = check_positions(base, &cfg, positions, err))) ||

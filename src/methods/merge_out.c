@@ -106,6 +106,11 @@ dfcl_status dfcl_merge_out_create(struct dfcl_merge_out **out, const dfcl_contex
     dfcl_status s;
     if (o->diffusers)
         s = create_folder(o, path, class_names, err);
+    else if ((ends_with(path, ".pt") || ends_with(path, ".pth")) && dfcl_dit_width(cfg) != cfg->input)
+        s = dfcl_fail(err, DFCL_USAGE,
+                      "%s: a PyTorch state dict cannot say that its grid is %d x %d tokens, no square: expected a "
+                      "name that ends in .safetensors",
+                      path, dfcl_dit_width(cfg) / cfg->patch, cfg->input / cfg->patch);
     else if (ends_with(path, ".pt") || ends_with(path, ".pth"))
         s = dfcl_pt_writer_create(&o->pt, ctx, path, err);
     else if (!(s = dfcl_st_writer_create(&o->st, ctx, path, err)))

@@ -63,16 +63,28 @@ static dfcl_status find_input(struct dfcl_base *b, const struct dfcl_model_param
     struct dfcl_dit_config *c = &b->cfg;
     const struct dfcl_tensor_view *pos = dfcl_tensor_file_find(b->file, "pos_embed");
     if (pos) {
+        const char *meta = dfcl_tensor_file_meta(b->file, "input");
+        int h, w;
         for (int n = 1; pos->ndim == 3 && n <= 4096 && (int64_t)n * n <= pos->shape[1]; n++)
             if ((int64_t)n * n == pos->shape[1])
-                b->file_input = n * c->patch;
+                b->file_input = b->file_width = n * c->patch;
+        if (pos->ndim == 3 && meta && dfcl_extent_parse(meta, 65536, &h, &w) && h != w) { /* no square, whatever the number of tokens */
+            bool fits = h % c->patch == 0 && w % c->patch == 0 && (int64_t)(h / c->patch) * (w / c->patch) == pos->shape[1];
+            b->file_input = fits ? h : 0;
+            b->file_width = w;
+        }
         if (pos->ndim != 3 || pos->shape[0] != 1 || pos->shape[2] != c->hidden || !b->file_input) {
             char got[96];
-            return dfcl_fail(err, DFCL_FORMAT, "%s: pos_embed is %s, expected [1, n*n, %d]", b->path,
-                             dfcl_shape_format(pos->shape, pos->ndim, got, sizeof got), c->hidden);
+            return dfcl_fail(err, DFCL_FORMAT, "%s: pos_embed is %s, expected [1, n*n, %d]%s%.40s%s", b->path,
+                             dfcl_shape_format(pos->shape, pos->ndim, got, sizeof got), c->hidden, meta ? " or as the file says, an input of \"" : "",
+                             meta ? meta : "", meta ? "\"" : "");
         }
-    } else if ((b->file_input = number(b, "input")) == 0) {
-        b->file_input = number(b, "sample_size");
+    } else {
+        const char *meta = dfcl_tensor_file_meta(b->file, "input");
+        if (!meta || !dfcl_extent_parse(meta, 65536, &b->file_input, &b->file_width)) {
+            b->file_input = number(b, "input") ? number(b, "input") : number(b, "sample_size");
+            b->file_width = b->file_input;
+        }
     }
     const char *scale = dfcl_tensor_file_meta(b->file, "positional_scale");
     if (scale && !dfcl_parse_double(scale, &c->pos_base))
@@ -80,31 +92,40 @@ static dfcl_status find_input(struct dfcl_base *b, const struct dfcl_model_param
     if (!(params->pos_step >= 0 && params->pos_step <= 4096) || !(params->positional_scale >= 0) || (params->pos_step > 0 && params->positional_scale > 0))
         return dfcl_fail(err, DFCL_USAGE, "%s: positions %g apart on a grid of %g: expected one of them, not negative", b->path, params->pos_step,
                          params->positional_scale);
+    if (params->input <= 0 && params->input_width > 0)
+        return dfcl_fail(err, DFCL_USAGE, "%s: a width of %d, expected a height beside it", b->path, params->input_width);
     const double own = c->pos_base;
     c->input = params->input > 0 ? params->input : b->file_input;
-    if (params->pos_step > 0 && params->input <= 0) {
-        double side = b->file_input / params->pos_step;
-        c->input = side <= 65536 ? (int)lround(side) : 0;
-        if (b->file_input && (c->input < 1 || c->input % c->patch || fabs(side - c->input) > 1e-6 * side))
+    c->width = params->input <= 0 ? b->file_width : params->input_width > 0 ? params->input_width : params->input;
+    for (int k = 0; params->pos_step > 0 && params->input <= 0 && k < 2; k++) {
+        int *of = k ? &c->width : &c->input, from = k ? b->file_width : b->file_input;
+        double side = from / params->pos_step;
+        *of = side <= 65536 ? (int)lround(side) : 0;
+        if (from && (*of < 1 || *of % c->patch || fabs(side - *of) > 1e-6 * side))
             return dfcl_fail(err, DFCL_USAGE, "%s: positions %g apart make a side of %g from the file's %d, expected a multiple of the patch, %d: give the side too",
-                             b->path, params->pos_step, side, b->file_input, c->patch);
+                             b->path, params->pos_step, side, from, c->patch);
     }
     if (!c->input)
         return dfcl_fail(err, DFCL_USAGE, "%s: the file has no pos_embed and does not say the side of its latents: give it", b->path);
-    if (c->input % c->patch)
-        return dfcl_fail(err, params->input > 0 ? DFCL_USAGE : DFCL_FORMAT, "%s: input side %d is not a multiple of patch %d", b->path,
-                         c->input, c->patch);
+    for (int k = 0; k < 2; k++)
+        if ((k ? c->width : c->input) % c->patch)
+            return dfcl_fail(err, params->input > 0 ? DFCL_USAGE : DFCL_FORMAT, "%s: input side %d is not a multiple of patch %d", b->path,
+                             k ? c->width : c->input, c->patch);
+    const bool same = c->input == b->file_input && c->width == b->file_width;
+    const int grid = dfcl_dit_grid(c);
     /* Another resolution keeps the positions of the pre-trained grid and puts new ones in between (DiffFit, section 3.4). */
-    if (b->file_input && c->input != b->file_input && !(c->pos_base > 0))
-        c->pos_base = (double)(b->file_input / c->patch);
+    if (b->file_input && !same && !(c->pos_base > 0))
+        c->pos_base = (double)(DFCL_MAX(b->file_input, b->file_width) / c->patch);
     if (params->positional_scale > 0)
         c->pos_base = params->positional_scale;
     if (params->pos_step > 0) { /* a step of 1 is no scaling; one that was divided out is whole again */
-        double grid = params->pos_step * (c->input / c->patch);
-        grid = fabs(grid - round(grid)) < 1e-9 * grid ? round(grid) : grid;
-        c->pos_base = grid == c->input / c->patch ? 0 : grid;
+        double to = params->pos_step * grid;
+        to = fabs(to - round(to)) < 1e-9 * to ? round(to) : to;
+        c->pos_base = to;
     }
-    b->own_positions = c->input == b->file_input && c->pos_base == own;
+    if (c->pos_base == grid && !(own == grid && same))
+        c->pos_base = 0;
+    b->own_positions = same && c->pos_base == own;
     return DFCL_OK;
 }
 
@@ -209,11 +230,11 @@ static dfcl_status open_random(struct dfcl_base *b, const struct dfcl_init_param
     b->init.class_names = NULL;
     b->init.dtype = NULL;
     b->file_input = c->input;
-    int side = c->input / c->patch;
-    size_t count = (size_t)side * (size_t)side * (size_t)c->hidden;
+    b->file_width = c->width = dfcl_dit_width(c);
+    size_t count = (size_t)dfcl_dit_tokens(c) * (size_t)c->hidden;
     if (!(b->path = dfcl_strdup(b->ctx, "random base", err)) || !(b->positions = dfcl_calloc(b->ctx, count, sizeof *b->positions, err)))
         return DFCL_NOMEM;
-    if ((s = dfcl_pos_embed(side, c->hidden, c->pos_base, b->positions, err)))
+    if ((s = dfcl_pos_embed(c->input / c->patch, c->width / c->patch, c->hidden, c->pos_base, b->positions, err)))
         return s;
     round_values(b->init_dtype, b->positions, count);
     return dfcl_names_copy(b->ctx, init->class_names, c->classes, &b->class_names, err);

@@ -40,9 +40,10 @@ static dfcl_status meta_number(struct dfcl_st_writer *w, const char *key, double
 dfcl_status dfcl_base_describe(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,
                                const char *const *class_names, dfcl_error *err) {
     const char *name = dfcl_dit_name_of(cfg);
+    char input[DFCL_EXTENT_TEXT];
     dfcl_status s;
     if ((s = dfcl_st_writer_meta(w, "format", DFCL_BASE_FORMAT, err)) || (*name && (s = dfcl_st_writer_meta(w, "model", name, err))) ||
-        (s = meta_number(w, "heads", cfg->heads, err)) || (s = meta_number(w, "input", cfg->input, err)) ||
+        (s = meta_number(w, "heads", cfg->heads, err)) || (s = dfcl_st_writer_meta(w, "input", dfcl_extent_format(cfg->input, dfcl_dit_width(cfg), input), err)) ||
         (cfg->pos_base > 0 && (s = meta_number(w, "positional_scale", cfg->pos_base, err))))
         return s;
     return class_names ? dfcl_base_meta_classes(w, ctx, class_names, cfg->classes, err) : DFCL_OK;
@@ -54,12 +55,12 @@ dfcl_status dfcl_base_declare(struct dfcl_st_writer *w, struct dfcl_dit *dit, co
     dfcl_status s = dfcl_base_describe(w, ctx, cfg, class_names, err);
     if (s)
         return s;
-    int n, side = cfg->input / cfg->patch;
+    int n;
     struct dfcl_param **p;
     if ((s = dfcl_base_order(dit, &p, &n, err)))
         return s;
     /* The original stores its positions, and loads strictly. */
-    s = dfcl_st_writer_tensor(w, "pos_embed", dtype, (int64_t[]){1, (int64_t)side * side, cfg->hidden}, 3, err);
+    s = dfcl_st_writer_tensor(w, "pos_embed", dtype, (int64_t[]){1, dfcl_dit_tokens(cfg), cfg->hidden}, 3, err);
     for (int i = 0; i < n && !s; i++) {
         s = dfcl_st_writer_tensor(w, p[i]->name, dtype, p[i]->shape, p[i]->ndim, err);
     }
@@ -87,11 +88,10 @@ dfcl_status dfcl_base_order(struct dfcl_dit *dit, struct dfcl_param ***out, int 
 }
 
 dfcl_status dfcl_base_positions(const dfcl_context *ctx, const struct dfcl_dit_config *cfg, float **out, dfcl_error *err) {
-    int side = cfg->input / cfg->patch;
-    size_t count = (size_t)side * (size_t)side * (size_t)cfg->hidden;
+    size_t count = (size_t)dfcl_dit_tokens(cfg) * (size_t)cfg->hidden;
     if (!(*out = dfcl_calloc(ctx, count, sizeof **out, err)))
         return DFCL_NOMEM;
-    dfcl_status s = dfcl_pos_embed(side, cfg->hidden, cfg->pos_base, *out, err);
+    dfcl_status s = dfcl_pos_embed(cfg->input / cfg->patch, dfcl_dit_width(cfg) / cfg->patch, cfg->hidden, cfg->pos_base, *out, err);
     if (s) {
         dfcl_free(ctx, *out);
         *out = NULL;
@@ -101,8 +101,7 @@ dfcl_status dfcl_base_positions(const dfcl_context *ctx, const struct dfcl_dit_c
 
 dfcl_status dfcl_base_write_positions(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,
                                       const float *positions, dfcl_error *err) {
-    int side = cfg->input / cfg->patch;
-    size_t count = (size_t)side * (size_t)side * (size_t)cfg->hidden;
+    size_t count = (size_t)dfcl_dit_tokens(cfg) * (size_t)cfg->hidden;
     float *own = NULL;
     dfcl_status s = positions ? DFCL_OK : dfcl_base_positions(ctx, cfg, &own, err);
     if (!s)

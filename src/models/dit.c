@@ -48,8 +48,8 @@ dfcl_status dfcl_dit_config_check(const struct dfcl_dit_config *c, dfcl_error *e
         const char *what;
         int value, low, high;
     } ranges[] = {{"depth", c->depth, 1, 1024},     {"hidden size", c->hidden, 4, 16384},     {"heads", c->heads, 1, 1024},
-                  {"patch", c->patch, 1, 64},       {"input side", c->input, 1, 4096},       {"channels", c->channels, 1, 64},
-                  {"classes", c->classes, 0, 1 << 20}};
+                  {"patch", c->patch, 1, 64},       {"input side", c->input, 1, 4096},       {"input width", dfcl_dit_width(c), 1, 4096},
+                  {"channels", c->channels, 1, 64}, {"classes", c->classes, 0, 1 << 20}};
     for (size_t i = 0; i < DFCL_COUNT(ranges); i++)
         if (ranges[i].value < ranges[i].low || ranges[i].value > ranges[i].high)
             return dfcl_fail(err, DFCL_USAGE, "model: %s %d, expected %d to %d", ranges[i].what, ranges[i].value, ranges[i].low,
@@ -58,27 +58,28 @@ dfcl_status dfcl_dit_config_check(const struct dfcl_dit_config *c, dfcl_error *e
         return dfcl_fail(err, DFCL_USAGE, "model: hidden size %d is not a multiple of 4, as the position table needs", c->hidden);
     if (c->hidden % c->heads)
         return dfcl_fail(err, DFCL_USAGE, "model: hidden size %d is not a multiple of the %d heads", c->hidden, c->heads);
-    if (c->input % c->patch)
-        return dfcl_fail(err, DFCL_USAGE, "model: input side %d is not a multiple of patch %d", c->input, c->patch);
+    for (int k = 0; k < 2; k++)
+        if ((k ? dfcl_dit_width(c) : c->input) % c->patch)
+            return dfcl_fail(err, DFCL_USAGE, "model: input side %d is not a multiple of patch %d", k ? dfcl_dit_width(c) : c->input, c->patch);
     if (c->patch * c->patch * c->channels % 2)
         return dfcl_fail(err, DFCL_USAGE, "model: patch %d with %d channels is not supported (an odd number of values per token)",
                          c->patch, c->channels);
-    int n = c->input / c->patch;
-    if ((int64_t)n * n > 65536)
-        return dfcl_fail(err, DFCL_USAGE, "model: %d x %d tokens are more than 65536", n, n);
+    int rows = c->input / c->patch, cols = dfcl_dit_width(c) / c->patch;
+    if ((int64_t)rows * cols > 65536)
+        return dfcl_fail(err, DFCL_USAGE, "model: %d x %d tokens are more than 65536", rows, cols);
     if (!(c->pos_base >= 0) || c->pos_base > 1e6)
         return dfcl_fail(err, DFCL_USAGE, "model: positional scale %g, expected 0 (none) or a grid size", c->pos_base);
     return DFCL_OK;
 }
 
-dfcl_status dfcl_pos_embed(int n, int w, double base, float *out, dfcl_error *err) {
-    if (n < 1 || w < 4 || w % 4)
-        return dfcl_fail(err, DFCL_USAGE, "position table: grid %d, width %d: expected a grid of 1 or more and a multiple of 4", n, w);
+dfcl_status dfcl_pos_embed(int rows, int cols, int w, double base, float *out, dfcl_error *err) {
+    if (rows < 1 || cols < 1 || w < 4 || w % 4)
+        return dfcl_fail(err, DFCL_USAGE, "position table: grid %d x %d, width %d: expected a grid of 1 or more and a multiple of 4", rows, cols, w);
     int q = w / 4;
-    double step = base > 0 ? base / n : 1.0;
-    for (int row = 0; row < n; row++)
-        for (int col = 0; col < n; col++) {
-            float *v = out + ((size_t)row * n + col) * (size_t)w;
+    double step = base > 0 ? base / DFCL_MAX(rows, cols) : 1.0;
+    for (int row = 0; row < rows; row++)
+        for (int col = 0; col < cols; col++) {
+            float *v = out + ((size_t)row * (size_t)cols + (size_t)col) * (size_t)w;
             for (int k = 0; k < q; k++) {
                 double omega = pow(10000.0, -(double)k / q);
                 double x = col * step * omega, y = row * step * omega;
@@ -175,8 +176,8 @@ static dfcl_status create(struct dfcl_dit **out, const dfcl_context *ctx, struct
     dit->opt = *opt;
     if (!dit->opt.class_rows)
         dit->opt.class_rows = cfg->classes + 1;
-    dit->side = cfg->input / cfg->patch;
-    dit->tokens = dit->side * dit->side;
+    dit->cfg.width = dfcl_dit_width(cfg);
+    dit->tokens = dfcl_dit_tokens(cfg);
     dit->out_ch = 2 * cfg->channels;
     dit->tok_dim = cfg->patch * cfg->patch * dit->out_ch;
     dit->col_dim = cfg->patch * cfg->patch * cfg->channels;

@@ -11,11 +11,29 @@
 
 struct dfcl_dit_config {
     int depth, hidden, heads, patch;
-    int input;    /* latent or pixel side S, multiple of patch */
+    int input;    /* height of the latent or picture, multiple of patch */
+    int width;    /* its width, the same; 0: square */
     int channels; /* C; the network outputs 2C (learned range) */
     int classes;  /* K of the base; its table has K + 1 rows, the last is the null class */
-    double pos_base; /* grid that positions are scaled to (docs/formats.md "positional scale"); 0: the model's own grid, no scaling */
+    double pos_base; /* grid that positions of the longer side are scaled to (docs/formats.md "positional scale"); 0: the model's own grid, no scaling */
 };
+static inline int dfcl_dit_width(const struct dfcl_dit_config *c) {
+    return c->width > 0 ? c->width : c->input;
+}
+/* Values of a channel of a sample; of a sample. */
+static inline size_t dfcl_dit_plane(const struct dfcl_dit_config *c) {
+    return (size_t)c->input * (size_t)dfcl_dit_width(c);
+}
+static inline size_t dfcl_dit_values(const struct dfcl_dit_config *c) {
+    return (size_t)c->channels * dfcl_dit_plane(c);
+}
+/* The token grid's longer side, and its tokens. */
+static inline int dfcl_dit_grid(const struct dfcl_dit_config *c) {
+    return DFCL_MAX(c->input, dfcl_dit_width(c)) / c->patch;
+}
+static inline int dfcl_dit_tokens(const struct dfcl_dit_config *c) {
+    return (c->input / c->patch) * (dfcl_dit_width(c) / c->patch);
+}
 /* Finds depth/hidden/heads/patch of "DiT-XL/2" (S, B, L, XL by 2, 4, 8); false if unknown. Leaves the other fields alone. */
 bool dfcl_dit_named(const char *name, struct dfcl_dit_config *cfg);
 /* "DiT-XL/2" where a named size fits, else "". */
@@ -134,12 +152,12 @@ struct dfcl_dit_batch {
     const float *t;     /* host [B], what the network sees; may be fractional */
     const int32_t *rows; /* host [B], row of the class-table pool per sample */
     const int32_t *dom; /* host [B], domain per sample; NULL: all 0 */
-    struct dfcl_ref x;  /* device f32 [B,C,S,S] */
-    struct dfcl_ref out; /* device f32 [B,2C,S,S], written by forward */
+    struct dfcl_ref x;  /* device f32 [B,C,height,width] */
+    struct dfcl_ref out; /* device f32 [B,2C,height,width], written by forward */
 };
 /* keep: store what backward needs (the plan must be a training one). Host arrays may be reused on return. */
 dfcl_status dfcl_dit_forward(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, bool keep, dfcl_error *err);
-/* After forward(keep) of the same batch: dout [B,2C,S,S]; adds to the gradients of all trained parameters. */
+/* After forward(keep) of the same batch: dout [B,2C,height,width]; adds to the gradients of all trained parameters. */
 dfcl_status dfcl_dit_backward(struct dfcl_dit *dit, const struct dfcl_dit_batch *b, struct dfcl_ref dout, dfcl_error *err);
 
 /* ---- passes whose modulations are made ahead ----
@@ -164,8 +182,8 @@ dfcl_status dfcl_dit_forward_ahead(struct dfcl_dit *dit, int pass, int B, struct
 typedef dfcl_status (*dfcl_dit_tap)(void *user, const char *name, struct dfcl_ref ref, int rows, int cols, dfcl_error *err);
 void dfcl_dit_set_tap(struct dfcl_dit *dit, dfcl_dit_tap tap, void *user);
 
-/* 2-D sine-cosine table [n*n, w]: first half of the channels encodes the column, second half the row; coordinates i * base / n (base 0: i). In
- * double, rounded to f32. */
-dfcl_status dfcl_pos_embed(int n, int w, double base, float *out, dfcl_error *err);
+/* 2-D sine-cosine table [rows*cols, w]: first half of the channels encodes the column, second half the row; coordinates i * base / max(rows, cols)
+ * (base 0: i). In double, rounded to f32. */
+dfcl_status dfcl_pos_embed(int rows, int cols, int w, double base, float *out, dfcl_error *err);
 
 #endif

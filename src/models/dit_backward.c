@@ -101,7 +101,7 @@ static dfcl_status final_bwd(struct dfcl_dit *dit, const struct dit_pass *ps, co
     struct dfcl_ref hL = a->h[dit->cfg.depth];
     bool mod = nd->cond || trains(&dit->final_ada);
     dfcl_status s;
-    struct dfcl_unpatchify up = {.B = ps->B, .C = dit->out_ch, .S = dit->cfg.input, .p = dit->cfg.patch, .tok = a->tok, .img = dout,
+    struct dfcl_unpatchify up = {.B = ps->B, .C = dit->out_ch, .H = dit->cfg.input, .W = dit->cfg.width, .p = dit->cfg.patch, .tok = a->tok, .img = dout,
                                  .backward = true};
     if ((s = dfcl_run(ps->ex, &dfcl_op_unpatchify, &up, err)) || (s = bias_grad(dit, ps, &dit->final, a->tok, ps->M, err)))
         return s;

@@ -69,7 +69,7 @@ static dfcl_status modulate(struct dfcl_dit *dit, const struct dit_pass *ps, con
 static dfcl_status embed(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_error *err) {
     struct dit_acts *a = &dit->a;
     dfcl_status s;
-    struct dfcl_patchify pf = {.B = ps->B, .C = dit->cfg.channels, .S = dit->cfg.input, .p = dit->cfg.patch, .img = ps->x,
+    struct dfcl_patchify pf = {.B = ps->B, .C = dit->cfg.channels, .H = dit->cfg.input, .W = dit->cfg.width, .p = dit->cfg.patch, .img = ps->x,
                                .cols = a->cols};
     if ((s = dfcl_run(ps->ex, &dfcl_op_patchify, &pf, err)))
         return s;
@@ -180,7 +180,7 @@ static dfcl_status final(struct dfcl_dit *dit, const struct dit_pass *ps, dfcl_e
                             .mod_stride = 2 * d};
     struct dfcl_linear_fwd l = {.M = M, .K = d, .T = T, .x = a->m, .w = dit->final.weight, .bias = dit_vec(dit->final.b),
                                 .dom = ps->dom, .y = a->tok};
-    struct dfcl_unpatchify up = {.B = ps->B, .C = dit->out_ch, .S = dit->cfg.input, .p = dit->cfg.patch, .tok = a->tok,
+    struct dfcl_unpatchify up = {.B = ps->B, .C = dit->out_ch, .H = dit->cfg.input, .W = dit->cfg.width, .p = dit->cfg.patch, .tok = a->tok,
                                  .img = ps->out};
     if ((s = modulate(dit, ps, &dit->final_ada, dit->ahead.fmod, a->fmod, err)) || (s = dfcl_run(ps->ex, &dfcl_op_ln_mod, &n, err)) ||
         (s = tap(dit, ps, -1, "final_mod", a->m, M, d, err)) || (s = dfcl_run(ps->ex, &dfcl_op_linear_fwd, &l, err)) ||

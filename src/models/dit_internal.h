@@ -74,7 +74,7 @@ struct dfcl_dit {
     const dfcl_context *ctx;
     struct dfcl_dit_config cfg;
     struct dfcl_dit_options opt;
-    int side, tokens, out_ch, tok_dim, col_dim; /* n, T = n*n, 2C, p*p*2C, C*p*p */
+    int tokens, out_ch, tok_dim, col_dim; /* T, 2C, p*p*2C, C*p*p */
 
     struct dfcl_param *params;
     int param_count;

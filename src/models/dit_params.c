@@ -151,7 +151,7 @@ dfcl_status dfcl_dit_alloc_params(struct dfcl_dit *dit, dfcl_error *err) {
     float *pos = dfcl_calloc(dit->ctx, (size_t)dit->tokens * (size_t)dit->cfg.hidden, 4, err);
     if (!pos)
         return DFCL_NOMEM;
-    s = dfcl_pos_embed(dit->side, dit->cfg.hidden, dit->cfg.pos_base, pos, err);
+    s = dfcl_pos_embed(dit->cfg.input / dit->cfg.patch, dit->cfg.width / dit->cfg.patch, dit->cfg.hidden, dit->cfg.pos_base, pos, err);
     if (!s)
         s = dfcl_write(dit->dev, dit->pos, pos, (uint64_t)dit->tokens * (uint64_t)dit->cfg.hidden * 4, err);
     dfcl_free(dit->ctx, pos);

@@ -43,7 +43,7 @@ void dfcl_init_values(const struct dfcl_param *p, const struct dfcl_init_params 
 dfcl_status dfcl_init_check(const struct dfcl_init_params *params, struct dfcl_dit_config *cfg, enum dfcl_dtype *dtype, dfcl_error *err) {
     const struct dfcl_model_shape *sh = &params->shape;
     *cfg = (struct dfcl_dit_config){.depth = sh->depth, .hidden = sh->hidden, .heads = sh->heads, .patch = sh->patch, .input = sh->input,
-                                    .channels = sh->channels, .classes = sh->classes, .pos_base = sh->positional_scale};
+                                    .width = sh->input_width, .channels = sh->channels, .classes = sh->classes, .pos_base = sh->positional_scale};
     dfcl_status s = dfcl_weight_dtype(params->dtype, dtype, err);
     if (s)
         return s;

@@ -32,16 +32,16 @@ void dfcl_latent_rgb_picture(int channels, size_t n, const float *z, double scal
     }
 }
 
-void dfcl_latent_rgb_average(const uint8_t *pixels, int side, int small, float *out) {
-    const size_t f = (size_t)(side / small), n = (size_t)small, row = 3 * (size_t)side;
+void dfcl_latent_rgb_average(const uint8_t *pixels, int factor, int height, int width, float *out) {
+    const size_t f = (size_t)factor, h = (size_t)height, w = (size_t)width, row = 3 * w * f;
     for (size_t k = 0; k < 3; k++)
-        for (size_t y = 0; y < n; y++)
-            for (size_t x = 0; x < n; x++) {
+        for (size_t y = 0; y < h; y++)
+            for (size_t x = 0; x < w; x++) {
                 uint64_t sum = 0;
                 for (size_t j = 0; j < f; j++)
                     for (size_t i = 0; i < f; i++)
                         sum += pixels[(y * f + j) * row + 3 * (x * f + i) + k];
-                out[(k * n + y) * n + x] = (float)((double)sum / (double)(f * f) / 127.5 - 1.0);
+                out[(k * h + y) * w + x] = (float)((double)sum / (double)(f * f) / 127.5 - 1.0);
             }
 }
 
@@ -121,8 +121,8 @@ void dfcl_latent_rgb_fit(int channels, const double *sums, struct dfcl_latent_rg
     out->channels = channels;
 }
 
-void dfcl_latent_rgb_apply(const struct dfcl_latent_rgb *rgb, int n, int side, const float *latents, float *pictures) {
-    const size_t plane = (size_t)side * (size_t)side, C = (size_t)rgb->channels;
+void dfcl_latent_rgb_apply(const struct dfcl_latent_rgb *rgb, int n, int height, int width, const float *latents, float *pictures) {
+    const size_t plane = (size_t)height * (size_t)width, C = (size_t)rgb->channels;
     for (size_t i = 0; i < (size_t)n; i++)
         for (size_t k = 0; k < 3; k++)
             for (size_t p = 0; p < plane; p++) {

@@ -15,8 +15,8 @@
 size_t dfcl_latent_rgb_sums(int channels);
 /* Sums of one picture: latents [channels, n] (as the diffusion model has them: scale * (z - shift)) and colours [3, n]. */
 void dfcl_latent_rgb_picture(int channels, size_t n, const float *z, double scale, double shift, const float *rgb, double *sums);
-/* Mean colours of blocks of side / small pixels: 8-bit [side, side, 3] -> [3, small, small] in [-1, 1]. */
-void dfcl_latent_rgb_average(const uint8_t *pixels, int side, int small, float *out);
+/* Mean colours of blocks of `factor` squared pixels: 8-bit [height * factor, width * factor, 3] -> [3, height, width] in [-1, 1]. */
+void dfcl_latent_rgb_average(const uint8_t *pixels, int factor, int height, int width, float *out);
 /* Least squares; out->channels stays 0 when the sums hold no position or are not finite. A channel that does not vary gets the weight 0. */
 void dfcl_latent_rgb_fit(int channels, const double *sums, struct dfcl_latent_rgb *out);
 

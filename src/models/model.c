@@ -29,6 +29,7 @@ static void fill_shape(struct dfcl_model *m) {
     sh->heads = c->heads;
     sh->patch = c->patch;
     sh->input = c->input;
+    sh->input_width = dfcl_dit_width(c);
     sh->channels = c->channels;
     sh->classes = c->classes;
     sh->positional_scale = c->pos_base;

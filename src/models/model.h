@@ -29,8 +29,8 @@ struct dfcl_base {
     struct dfcl_init_params init;  /* random: how; its class names are not kept here */
     enum dfcl_dtype init_dtype;
     struct dfcl_dit *table;        /* names and shapes, on no device */
-    struct dfcl_dit_config cfg;    /* as used: `input` and `pos_base` reflect params.input */
-    int file_input;                /* the file's own resolution; 0: it does not say */
+    struct dfcl_dit_config cfg;    /* as used: `input`, `width` and `pos_base` reflect the parameters */
+    int file_input, file_width;    /* the file's own resolution; 0: it does not say */
     bool own_positions;            /* the model is used with the file's resolution and positions */
     float *positions;              /* the file's pos_embed, or NULL: the table is computed */
     bool gammas;                   /* the file has gammas: they are folded into the weights as these are read */
@@ -131,7 +131,7 @@ dfcl_status dfcl_base_describe(struct dfcl_st_writer *w, const dfcl_context *ctx
                                const char *const *class_names, dfcl_error *err);
 dfcl_status dfcl_base_meta_classes(struct dfcl_st_writer *w, const dfcl_context *ctx, const char *const *class_names, int classes,
                                    dfcl_error *err);
-/* The computed table [side*side, hidden]; freed with dfcl_free. */
+/* The computed table [tokens, hidden]; freed with dfcl_free. */
 dfcl_status dfcl_base_positions(const dfcl_context *ctx, const struct dfcl_dit_config *cfg, float **out, dfcl_error *err);
 /* `positions`: those of the file it came from, NULL: the computed table. */
 dfcl_status dfcl_base_write_positions(struct dfcl_st_writer *w, const dfcl_context *ctx, const struct dfcl_dit_config *cfg,

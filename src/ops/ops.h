@@ -183,16 +183,16 @@ struct dfcl_softmax {
     struct dfcl_ref x, y;
 };
 
-/* img [B,C,S,S] -> cols [B*n*n, C*p*p] ordered (channel, dy, dx), n = S/p: rows of the patch embedding's convolution. */
+/* img [B,C,H,W] -> cols [B*T, C*p*p] ordered (channel, dy, dx), T = H/p * W/p, by rows: rows of the patch embedding's convolution. */
 struct dfcl_patchify {
     struct dfcl_op_head head;
-    int B, C, S, p;
+    int B, C, H, W, p;
     struct dfcl_ref img, cols;
 };
-/* tok [B*n*n, p*p*C] ordered (dy, dx, channel) <-> img [B,C,S,S]. `backward` false: tok -> img; true: img -> tok. */
+/* tok [B*T, p*p*C] ordered (dy, dx, channel) <-> img [B,C,H,W]. `backward` false: tok -> img; true: img -> tok. */
 struct dfcl_unpatchify {
     struct dfcl_op_head head;
-    int B, C, S, p;
+    int B, C, H, W, p;
     struct dfcl_ref tok, img;
     bool backward;
 };

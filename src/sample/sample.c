@@ -104,7 +104,7 @@ dfcl_status dfcl_sample(dfcl_model *model, const struct dfcl_sample_params *para
     struct dfcl_solver solver = {0};
     struct dfcl_sampler *sampler = NULL;
     struct dfcl_sampler_item *items = NULL;
-    struct preview view = {.p = params, .dev = dfcl_model_device(model), .values = (size_t)cfg->channels * (size_t)cfg->input * (size_t)cfg->input};
+    struct preview view = {.p = params, .dev = dfcl_model_device(model), .values = dfcl_dit_values(cfg)};
     if (n == 0)
         return DFCL_OK;
     if (params->preview_every < 0 || (params->preview_every && !params->preview))

@@ -109,7 +109,7 @@ dfcl_status dfcl_sampler_create(struct dfcl_sampler **out, struct dfcl_dit *dit,
     s->capacity = n;
     s->guided = guided;
     s->C = cfg->channels;
-    s->hw = cfg->input * cfg->input;
+    s->hw = (int)dfcl_dit_plane(cfg);
     s->values = (size_t)s->C * (size_t)s->hw;
     dfcl_arena_init(&s->arena, dev, "sampler");
     dfcl_status st;

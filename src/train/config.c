@@ -178,7 +178,7 @@ static void add_settings(cJSON *o, const struct dfcl_train_config *c, const stru
     dfcl_json_add_text(o, "weights", dfcl_weight_type_name(p->model.weights));
     dfcl_json_add_text(o, "pack", p->model.pack == DFCL_PACK_NEVER ? "never" : "auto");
     dfcl_json_add_text(o, "activations", dfcl_keeps_bf16(&p->model) ? "bf16" : "f32");
-    dfcl_json_add_number(o, "input", model->shape.input);
+    dfcl_json_add_extent(o, "input", model->shape.input, model->shape.input_width);
     if (model->shape.positional_scale > 0)
         dfcl_json_add_number(o, "positional_scale", model->shape.positional_scale);
     dfcl_json_add_text(o, "data", dfcl_dataset_fingerprint(data));
@@ -229,7 +229,7 @@ dfcl_status dfcl_train_config_json(const struct dfcl_train_config *c, const stru
     dfcl_json_add_number(o, "hidden", m->hidden);
     dfcl_json_add_number(o, "heads", m->heads);
     dfcl_json_add_number(o, "patch", m->patch);
-    dfcl_json_add_number(o, "input", m->input);
+    dfcl_json_add_extent(o, "input", m->input, m->input_width);
     dfcl_json_add_number(o, "channels", m->channels);
     o = dfcl_json_add_object(root, "data");
     if (dfcl_dataset_in_arrays(data))

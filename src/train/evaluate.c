@@ -108,14 +108,16 @@ dfcl_status dfcl_evaluate_loss(dfcl_model *model, int domain, const struct dfcl_
                                uint64_t seed, struct dfcl_loss_estimate *out, dfcl_error *err) {
     memset(out, 0, sizeof *out);
     const struct dfcl_model_shape *shape = dfcl_model_get_shape(model);
+    char want[DFCL_EXTENT_TEXT], got[DFCL_EXTENT_TEXT];
     if (pictures->count < 1 || pairs < 1)
         return dfcl_fail(err, DFCL_USAGE, "evaluation: no pictures, or no pairs");
-    if (pictures->channels != shape->channels || pictures->side != shape->input)
-        return dfcl_fail(err, DFCL_USAGE, "evaluation: expected pictures of %d channels and side %d, found %d and %d", shape->channels,
-                         shape->input, pictures->channels, pictures->side);
+    if (pictures->channels != shape->channels || pictures->side != shape->input || dfcl_width(pictures->width, pictures->side) != shape->input_width)
+        return dfcl_fail(err, DFCL_USAGE, "evaluation: expected pictures of %d channels and side %s, found %d and %s", shape->channels,
+                         dfcl_extent_format(shape->input, shape->input_width, want), pictures->channels,
+                         dfcl_extent_format(pictures->side, pictures->width, got));
     struct evaluation e = {.model = model, .dev = dfcl_model_device(model)};
     const dfcl_context *ctx = e.dev->ctx;
-    e.each = (uint64_t)shape->channels * (uint64_t)shape->input * (uint64_t)shape->input;
+    e.each = (uint64_t)shape->channels * (uint64_t)shape->input * (uint64_t)shape->input_width;
     struct dfcl_schedule sched = {0};
     dfcl_status s = dfcl_schedule_train(&sched, ctx, err);
     if (s)

@@ -20,7 +20,7 @@ static dfcl_status draw(struct dfcl_model *model, uint64_t seed, uint64_t max_me
 /* What is drawn: pictures in [-1, 1], or latents. */
 struct drawn {
     float *x;
-    int n, channels, side;
+    int n, channels, height, width;
 };
 
 static bool is_picture(int channels) {
@@ -57,10 +57,10 @@ static dfcl_status decode(struct dfcl_model *model, const char *path, uint64_t m
     dfcl_status s = open_vae(&vae, model, path, max_memory, &why);
     const struct dfcl_vae_shape *v = s ? NULL : dfcl_vae_get_shape(vae);
     if (!s && !(pictures = dfcl_calloc(model->ctx, (size_t)d->n * (size_t)v->channels * sizeof(float),
-                                       (size_t)(d->side * v->factor) * (size_t)(d->side * v->factor), &why)))
+                                       (size_t)(d->height * v->factor) * (size_t)(d->width * v->factor), &why)))
         s = DFCL_NOMEM;
     if (!s)
-        s = dfcl_vae_decode(vae, d->n, d->side, d->side, d->x, pictures, &why);
+        s = dfcl_vae_decode(vae, d->n, d->height, d->width, d->x, pictures, &why);
     if (s == DFCL_NOMEM) {
         dfcl_log(model->ctx, DFCL_LOG_WARN, "%s; the latents are kept instead of pictures", why.msg);
         dfcl_free(model->ctx, pictures);
@@ -71,7 +71,7 @@ static dfcl_status decode(struct dfcl_model *model, const char *path, uint64_t m
             *err = why;
     } else {
         dfcl_free(model->ctx, d->x);
-        *d = (struct drawn){pictures, d->n, v->channels, d->side * v->factor};
+        *d = (struct drawn){pictures, d->n, v->channels, d->height * v->factor, d->width * v->factor};
     }
     dfcl_vae_close(&vae);
     return s;
@@ -79,17 +79,18 @@ static dfcl_status decode(struct dfcl_model *model, const char *path, uint64_t m
 
 static dfcl_status store(const dfcl_context *ctx, const char *path, const struct drawn *d, int64_t step, dfcl_error *err) {
     if (!is_picture(d->channels)) {
-        int64_t shape[4] = {d->n, d->channels, d->side, d->side};
+        int64_t shape[4] = {d->n, d->channels, d->height, d->width};
         return dfcl_tensor_write(ctx, path, "latents", d->x, shape, 4, err);
     }
     char note[96];
     uint8_t *grid = NULL;
     int w, h;
-    uint8_t *pixels = dfcl_calloc(ctx, (size_t)d->n, (size_t)d->channels * (size_t)d->side * (size_t)d->side, err);
+    uint8_t *pixels = dfcl_calloc(ctx, (size_t)d->n, (size_t)d->channels * (size_t)d->height * (size_t)d->width, err);
     if (!pixels)
         return DFCL_NOMEM;
-    dfcl_pixels(d->x, d->n, d->channels, d->side, pixels);
-    dfcl_status s = dfcl_grid(ctx, pixels, d->n, d->side, d->channels, EACH, d->side < 64 ? 64 / d->side : 1, &grid, &w, &h, err);
+    dfcl_pixels(d->x, d->n, d->channels, d->height, d->width, pixels);
+    const int shorter = DFCL_MIN(d->height, d->width);
+    dfcl_status s = dfcl_grid(ctx, pixels, d->n, d->height, d->width, d->channels, EACH, shorter < 64 ? 64 / shorter : 1, &grid, &w, &h, err);
     snprintf(note, sizeof note, "step %" PRId64 ", moving average (EMA), DDIM 50 steps, guidance 1.5, a class a row", step);
     const char *const text[] = {"Comment", note, NULL};
     if (!s)
@@ -105,8 +106,8 @@ dfcl_status dfcl_preview(struct dfcl_model *model, struct dfcl_stepper *st, cons
     const struct dfcl_model_shape *m = &model->shape;
     int classes = DFCL_MIN(model->domains[0].classes, CLASSES);
     char *dir = dfcl_run_dir_path(run, "samples", err);
-    struct drawn d = {.n = classes * EACH, .channels = m->channels, .side = m->input};
-    d.x = dfcl_calloc(ctx, (size_t)d.n, (size_t)m->channels * (size_t)m->input * (size_t)m->input * sizeof(float), err);
+    struct drawn d = {.n = classes * EACH, .channels = m->channels, .height = m->input, .width = m->input_width};
+    d.x = dfcl_calloc(ctx, (size_t)d.n, (size_t)m->channels * (size_t)m->input * (size_t)m->input_width * sizeof(float), err);
     dfcl_status s = dir && d.x ? dfcl_mkdirs(ctx, dir, err) : DFCL_NOMEM;
     *path = NULL;
     if (!s)

@@ -185,7 +185,7 @@ static dfcl_status run(struct replay *r, int which, dfcl_error *err) {
     struct dfcl_st *data = r->data ? r->data : r->file;
     const struct dfcl_dit_config *cfg = dfcl_dit_get_config(r->dit);
     struct dfcl_stepper_options o = {.batch = r->batch, .micro = r->micro ? r->micro : r->batch};
-    r->n = cfg->channels * cfg->input * cfg->input;
+    r->n = (int)dfcl_dit_values(cfg);
     uint64_t each = (uint64_t)r->batch * (uint64_t)r->n, all = each * (uint64_t)r->steps, few = (uint64_t)(r->batch * r->steps);
     const struct dfcl_tensor_view *x0, *noise, *t, *y;
     if (!(x0 = find(data, r->data_prefix, "x0", all, err)) || !(noise = find(data, r->data_prefix, "noise", all, err)) ||

@@ -167,7 +167,7 @@ static dfcl_status dry_run(struct dfcl_stepper *st, int micro, uint64_t *bytes, 
 
 static struct dfcl_pass_limits limits_of(const struct dfcl_stepper *st, uint64_t room) {
     const struct dfcl_dit_config *cfg = dfcl_dit_get_config(st->dit);
-    int tokens = (cfg->input / cfg->patch) * (cfg->input / cfg->patch);
+    int tokens = dfcl_dit_tokens(cfg);
     bool cpu = st->dev->info.type == DFCL_DEVICE_CPU;
     return (struct dfcl_pass_limits){.batch = st->batch, .most = cpu ? DFCL_MAX(CPU_ROWS / tokens, 1) : st->batch,
                                      .full = ((cpu ? CPU_BUSY_ROWS : BUSY_ROWS) + tokens - 1) / tokens, .room = room};
@@ -242,7 +242,7 @@ dfcl_status dfcl_stepper_create(struct dfcl_stepper **out, struct dfcl_dit *dit,
     st->ex.dev = dev;
     st->batch = opt->batch;
     st->timesteps = opt->table ? opt->timesteps : DFCL_TRAIN_STEPS;
-    st->n = cfg->channels * cfg->input * cfg->input;
+    st->n = (int)dfcl_dit_values(cfg);
     dfcl_arena_init(&st->arena, dev, "training");
     st->count = dfcl_dit_trained(dit, &st->values, &st->grads);
     if (st->count < 1) {

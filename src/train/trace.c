@@ -96,7 +96,7 @@ static dfcl_status look(void *user, const char *name, struct dfcl_ref ref, int r
 static dfcl_status trace_forward(struct search *q, struct dfcl_stepper *st, struct dfcl_dit *dit, const struct dfcl_step_batch *batch, dfcl_error *err) {
     const struct dfcl_dit_config *cfg = dfcl_dit_get_config(dit);
     struct dfcl_ref out, dout;
-    q->n = cfg->channels * cfg->input * cfg->input;
+    q->n = (int)dfcl_dit_values(cfg);
     dfcl_step_tensors(st, &q->xt, &out, &dout);
     dfcl_dit_set_tap(dit, look, q);
     dfcl_status s = dfcl_step_forward(st, batch, q->first, err);

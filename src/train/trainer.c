@@ -58,10 +58,13 @@ static dfcl_status open_data(dfcl_trainer *t, dfcl_error *err) {
     dfcl_status s = dfcl_base_open(&base, t->ctx, &t->cfg.p.model, err);
     if (s)
         return s;
-    if (base->file_input && base->cfg.input != base->file_input)
-        dfcl_log(t->ctx, DFCL_LOG_INFO, "%s: made for a side of %d, trained at %d: positions %g apart", base->path, base->file_input, base->cfg.input,
-                 base->cfg.pos_base > 0 ? base->cfg.pos_base * base->cfg.patch / base->cfg.input : 1.0);
-    struct dfcl_dataset_options o = {.path = t->cfg.p.data, .arrays = t->cfg.p.arrays, .channels = base->cfg.channels, .side = base->cfg.input,
+    const int width = dfcl_dit_width(&base->cfg);
+    char from[DFCL_EXTENT_TEXT], to[DFCL_EXTENT_TEXT];
+    if (base->file_input && (base->cfg.input != base->file_input || width != base->file_width))
+        dfcl_log(t->ctx, DFCL_LOG_INFO, "%s: made for a side of %s, trained at %s: positions %g apart", base->path,
+                 dfcl_extent_format(base->file_input, base->file_width, from), dfcl_extent_format(base->cfg.input, width, to),
+                 base->cfg.pos_base > 0 ? base->cfg.pos_base / dfcl_dit_grid(&base->cfg) : 1.0);
+    struct dfcl_dataset_options o = {.path = t->cfg.p.data, .arrays = t->cfg.p.arrays, .channels = base->cfg.channels, .side = base->cfg.input, .width = width,
                                      .flip = t->cfg.p.flip != 0, .random_crop = t->cfg.random_crop, .alpha = t->cfg.alpha,
                                      .skip_bad = t->cfg.p.skip_bad != 0, .val_fraction = t->cfg.p.val_fraction, .seed = t->cfg.p.seed, .batch = t->cfg.p.batch, .ahead = DFCL_MAX(2 * t->cfg.p.batch, 64)};
     dfcl_base_close(&base);
@@ -236,7 +239,7 @@ dfcl_status dfcl_trainer_create(dfcl_trainer **out, dfcl_device *dev, const stru
         goto out;
     const struct dfcl_model_shape *m = &t->model->shape;
     size_t batch = (size_t)t->cfg.p.batch;
-    t->x0 = dfcl_calloc(ctx, batch, (size_t)m->channels * (size_t)m->input * (size_t)m->input * sizeof(float), err);
+    t->x0 = dfcl_calloc(ctx, batch, (size_t)m->channels * (size_t)m->input * (size_t)m->input_width * sizeof(float), err);
     t->labels = dfcl_calloc(ctx, batch, sizeof *t->labels, err);
     t->t = dfcl_calloc(ctx, batch, sizeof *t->t, err);
     t->rows = dfcl_calloc(ctx, batch, sizeof *t->rows, err);

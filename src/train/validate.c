@@ -35,7 +35,7 @@ dfcl_status dfcl_validate(struct dfcl_stepper *st, struct dfcl_model *model, str
                           struct dfcl_loss_estimate *out, dfcl_error *err) {
     const dfcl_context *ctx = model->ctx;
     const struct dfcl_model_shape *m = &model->shape;
-    size_t each = (size_t)m->channels * (size_t)m->input * (size_t)m->input, most = (size_t)batch;
+    size_t each = (size_t)m->channels * (size_t)m->input * (size_t)m->input_width, most = (size_t)batch;
     int pairs = dfcl_validate_pairs(dfcl_dataset_held_out_count(data));
     struct group g = {dfcl_calloc(ctx, most, each * sizeof(float), err), dfcl_calloc(ctx, most, sizeof(int32_t), err),
                       dfcl_calloc(ctx, most, sizeof(int32_t), err)};

@@ -97,7 +97,7 @@ dfcl_status dfcl_bench_mix(dfcl_bench *b, int n, dfcl_error *err) {
 static dfcl_status make_inputs(struct dfcl_bench *b, dfcl_error *err) {
     const struct dfcl_model_shape *sh = dfcl_model_get_shape(b->model);
     size_t batch = (size_t)b->p.batch;
-    b->n = (size_t)sh->channels * (size_t)sh->input * (size_t)sh->input;
+    b->n = (size_t)sh->channels * (size_t)sh->input * (size_t)sh->input_width;
     if (!(b->x = dfcl_calloc(b->ctx, batch, b->n * sizeof *b->x, err)) || !(b->out = dfcl_calloc(b->ctx, batch, 2 * b->n * sizeof *b->out, err)) ||
         !(b->noise = dfcl_calloc(b->ctx, batch, b->n * sizeof *b->noise, err)) || !(b->tf = dfcl_calloc(b->ctx, batch, sizeof *b->tf, err)) ||
         !(b->t = dfcl_calloc(b->ctx, batch, sizeof *b->t, err)) || !(b->classes = dfcl_calloc(b->ctx, batch, sizeof *b->classes, err)) ||
@@ -287,7 +287,8 @@ dfcl_status dfcl_bench_output(dfcl_bench *b, const float **out, int64_t shape[4]
     *out = b->out;
     shape[0] = b->p.batch;
     shape[1] = b->p.kind == DFCL_BENCH_FORWARD ? 2 * sh->channels : sh->channels;
-    shape[2] = shape[3] = sh->input;
+    shape[2] = sh->input;
+    shape[3] = sh->input_width;
     return DFCL_OK;
 }
 
@@ -298,8 +299,8 @@ dfcl_status dfcl_bench_output(dfcl_bench *b, const float **out, int64_t shape[4]
 static double flops_of(struct dfcl_bench *b) {
     struct dfcl_dit *dit = dfcl_model_dit(b->model);
     const struct dfcl_dit_config *c = dfcl_dit_get_config(dit);
-    int count, side = c->input / c->patch;
-    double tokens = (double)side * side, attention = 4.0 * tokens * tokens * c->hidden * c->depth, sum = attention;
+    int count;
+    double tokens = dfcl_dit_tokens(c), attention = 4.0 * tokens * tokens * c->hidden * c->depth, sum = attention;
     bool training = b->p.kind == DFCL_BENCH_TRAIN;
     const struct dfcl_param *p = dfcl_dit_params(dit, &count);
     if (training)

@@ -24,7 +24,7 @@ static dfcl_status run(dfcl_model *m, int domain, int B, const float *x, uint64_
     struct dfcl_dit *dit = dfcl_model_dit(m);
     struct dfcl_device *dev = dfcl_model_device(m);
     const struct dfcl_dit_config *cfg = dfcl_dit_get_config(dit);
-    uint64_t n = (uint64_t)B * (uint64_t)cfg->channels * (uint64_t)cfg->input * (uint64_t)cfg->input * sizeof(float);
+    uint64_t n = (uint64_t)B * dfcl_dit_values(cfg) * sizeof(float);
     int32_t rows[16], dom[16];
     struct dfcl_mem *mem = NULL;
     struct dfcl_plan plan;
@@ -218,7 +218,7 @@ dfcl_status dfcl_verify_forward(struct dfcl_golden *g, dfcl_error *err) {
     if (!s && cfg->channels < 3)
         s = dfcl_fail(err, DFCL_FORMAT, "%s: expected at least 3 channels, found %d", f.st->path, cfg->channels);
     for (size_t i = 0; i < DFCL_COUNT(scales) && !s; i++) {
-        guide3(out, (int)cB / 2, cfg->channels, cfg->input * cfg->input, scales[i].scale, y4);
+        guide3(out, (int)cB / 2, cfg->channels, (int)dfcl_dit_plane(cfg), scales[i].scale, y4);
         s = dfcl_golden_check(&f, scales[i].key, y4, ncx * 4, &forward_limit, err);
     }
 done:

@@ -123,7 +123,7 @@ static dfcl_status walk(struct dfcl_golden_file *f, dfcl_model *m, const struct 
     struct dfcl_solver solver = {0};
     struct dfcl_sampler *sampler = NULL;
     struct dfcl_sampler_item items[8];
-    uint64_t each = (uint64_t)cfg->channels * (uint64_t)cfg->input * (uint64_t)cfg->input;
+    uint64_t each = dfcl_dit_values(cfg);
     struct walk w = {.f = f, .name = k->name, .n = each * (uint64_t)pictures};
     if (nx != w.n)
         return dfcl_fail(err, DFCL_FORMAT, "%s: expected an x_T of %llu values for %d pictures of this model, found %llu", f->st->path,

@@ -17,7 +17,7 @@ static dfcl_status position(struct dfcl_golden_file *f, const char *key, int n, 
         return dfcl_fail(err, DFCL_FORMAT, "%s: %s: expected %llu values, found %llu", f->st->path, key, (unsigned long long)count,
                          (unsigned long long)v->count);
     float *t = dfcl_calloc(f->g->ctx, (size_t)count, sizeof *t, err);
-    dfcl_status s = t ? dfcl_pos_embed(n, w, base, t, err) : DFCL_NOMEM;
+    dfcl_status s = t ? dfcl_pos_embed(n, n, w, base, t, err) : DFCL_NOMEM;
     if (!s)
         s = dfcl_golden_check(f, key, t, count, &limit, err);
     dfcl_free(f->g->ctx, t);

@@ -21,7 +21,7 @@ int main(void) {
         uint8_t *pixels = malloc(n);
         if (!pixels)
             return 1;
-        dfcl_status s = dfcl_decode_picture(ctx, line + at, channels, side, strcmp(alpha, "drop") ? DFCL_ALPHA_WHITE : DFCL_ALPHA_DROP, NULL,
+        dfcl_status s = dfcl_decode_picture(ctx, line + at, channels, side, side, strcmp(alpha, "drop") ? DFCL_ALPHA_WHITE : DFCL_ALPHA_DROP, NULL,
                                             pixels, &err);
         putchar((int)s);
         if (s)

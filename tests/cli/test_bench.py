@@ -138,6 +138,9 @@ def test_measures():
         check(half, "forward", 1, d, "bf16")
         assert half["planned_bytes"] < 0.6 * r["planned_bytes"]
         assert (r["size"], r["input"], r["channels"], r["classes"]) == ("DiT-S/8", 16, 4, 1000)
+        wide = measure("forward", "--device", d, "--size", "DiT-S/8", "--pixels", "256x64")  # 4 x 1 tokens: as many, the same work
+        check(wide, "forward", 1, d)
+        assert (wide["input"], wide["gflop_per_image"], wide["planned_bytes"]) == ("32x8", r["gflop_per_image"], r["planned_bytes"])
 
 
 def test_flops():

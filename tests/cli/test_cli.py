@@ -435,6 +435,104 @@ def test_resolution():
     fails(2, "train", *at, "--data", images, "--out", path("r-no"), "--pos-scale", 0.7, says=["0.7", "patch"])
 
 
+def test_unscaled_resolution():
+    """A delta trained at a larger side without scaled positions is drawn without them too."""
+    base, images = make_base("ubase.safetensors", classes=2), make_images("uimages", side=20)
+    small_train("unscaled", base, images, "--input", 16, "--pos-scale", 1)
+    delta, draw = path("unscaled/delta.safetensors"), ["-n", 1, "--classes", "a", "--steps", 3, "--sampler", "ddim", "--seed", 4]
+    d = json.loads(run("info", delta, "--json")[0])
+    assert d["input"] == 16 and d["positional_scale"] == 0, d
+    for name, more in ("own", []), ("asked", ["--input", 16, "--pos-scale", 1]):
+        _, err = run("sample", "--device", "host", "--model", base, "--delta", delta, *draw, *more, "--save-latents", path(f"u-{name}.safetensors"))
+        assert "warning" not in err, err
+    same_file(path("u-own.safetensors"), path("u-asked.safetensors"))
+
+
+def test_rectangle():
+    """Pictures that are no squares, from training to a merged base: width x height in options and files, rows first in tensors."""
+    base = make_base("xbase.safetensors", classes=2)
+    images = make_images("ximages", side=20)
+    devices = [d["selector"] for d in json.loads(run("devices", "--json")[0]) if d["usable"]]
+    at = ["--device", "host", "--model", base]
+    small_train("x-run", base, images, "--input", "12x8", steps=6)
+    small_train("x-cut", base, images, "--input", "12x8", "--checkpoint-every", 3, steps=3)
+    small_train("x-cut", base, images, "--input", "12x8", "--resume", "auto", steps=6)
+    delta = path("x-run/delta.safetensors")
+    same_file(delta, path("x-cut/delta.safetensors"))
+    fails(2, "train", *at, "--data", images, "--out", path("x-cut"), "--resume", "auto", "--steps", 8, "--batch", 4, "--lr", "1e-3", "--log-every", 1, "--input", "8x12",
+          says=["input", "12x8", "8x12"])
+    d = json.loads(run("info", delta, "--json")[0])
+    assert d["input"] == "12x8" and d["positional_scale"] == 4, d  # the longer side spans the base's grid of 4
+    assert json.load(open(path("x-run/config.json")))["options"]["train"]["input"] == "12x8"
+    # drawn as it was trained, on every device; sides of the picture
+    draw = ["-n", 2, "--classes", "a", "--steps", 3, "--sampler", "ddim", "--seed", 4]
+    got = {}
+    for i, device in enumerate(devices):
+        run("sample", "--device", device, "--model", base, "--delta", delta, *draw, "--save-latents", path(f"x-{i}.safetensors"))
+        shape, data = tensors(path(f"x-{i}.safetensors"))[0]["latents"]
+        assert shape == [2, 1, 8, 12], shape
+        got[device] = struct.unpack("<192f", data)
+    for device in devices:
+        assert max(abs(p - q) for p, q in zip(got["host"], got[device])) < 2 / 255, device
+    run("sample", *at, "--delta", delta, *draw, "--out", path("x-folder"), "--save-latents", path("x-host.safetensors"))
+    with open(path("x-folder/000000.png"), "rb") as f:
+        assert struct.unpack(">II", f.read(24)[16:]) == (12, 8)
+    run("sample", *at, "--from", path("x-folder/000000.png"), "--out", path("x-again"))
+    same_file(path("x-folder/000000.png"), path("x-again/000000.png"))
+    # from a configuration file, as a text; other positions, another picture; a grid and previews
+    with open(path("x.json"), "w") as f:
+        json.dump({"sample": {"input": "12x8", "pos-scale": 1}}, f)
+    run("sample", *at, "--config", path("x.json"), "--delta", delta, *draw, "--preview-every", 2, "--out", path("x-grid.png"), "--save-latents", path("x-plain.safetensors"))
+    assert tensors(path("x-plain.safetensors"))[0] != tensors(path("x-host.safetensors"))[0]
+    assert png_text(path("x-grid.png"))["input"] == "12x8"
+    for name in "x-grid.png", "x-grid.preview.png":
+        with open(path(name), "rb") as f:
+            w, h = struct.unpack(">II", f.read(24)[16:])
+        assert (w - 6) % 24 == 0 and (h - 4) % 8 == 0 and (w - 6) // 24 == (h - 4) // 8, (name, w, h)  # two columns, margins of 2
+    run("sample", *at, "--from", path("x-grid.png"), "--out", path("x-grid2.png"))
+    same_file(path("x-grid.png"), path("x-grid2.png"))
+    # merged, where the file can say it
+    run("merge", "--model", base, "--delta", delta, "--out", path("x-merged.safetensors"))
+    d = json.loads(run("info", path("x-merged.safetensors"), "--json")[0])
+    assert d["input"] == "12x8" and d["positional_scale"] == 4, d
+    assert tensors(path("x-merged.safetensors"))[0]["pos_embed"][0] == [1, 24, 32]
+    run("sample", "--device", "host", "--model", path("x-merged.safetensors"), *draw, "--save-latents", path("x-m.safetensors"))
+    merged = struct.unpack("<192f", tensors(path("x-m.safetensors"))[0]["latents"][1])
+    assert max(abs(p - q) for p, q in zip(got["host"], merged)) < 1e-4
+    fails(2, "merge", "--model", base, "--delta", delta, "--out", path("x-merged.pt"), says=["6 x 4 tokens", ".safetensors"])
+    fails(2, "merge", "--model", base, "--delta", delta, "--out", path("x-hub"), "--names", "diffusers", says=["6 x 4 tokens", "square"])
+    assert not os.path.exists(path("x-merged.pt")) and not os.path.exists(path("x-hub"))
+    # a base of its own, turned; what does not fit
+    wide = make_base("xwide.safetensors", classes=2, input="12x4")
+    d = json.loads(run("info", wide, "--json")[0])
+    assert d["input"] == "12x4" and "positional_scale" not in d, d
+    text = open(wide, "rb").read()
+    for size, code in ("4x12", 0), ("9x12", 6), ("8x12", 6), ("0x12", 6), ("12", 0):
+        with open(path("x-other.safetensors"), "wb") as f:
+            f.write(text.replace(b'"12x4"', f'"{size}"'.ljust(6).encode()))
+        if size == "12":
+            fails(6, "info", path("x-other.safetensors"), says=["pos_embed", "[1, 12, 32]"])
+        elif code:
+            fails(6, "info", path("x-other.safetensors"), says=["pos_embed", size])
+        else:
+            assert json.loads(run("info", path("x-other.safetensors"), "--json")[0])["input"] == size
+    scaled = make_base("xscaled.safetensors", classes=2, input="12x4", **{"pos-scale": 0.5})
+    assert json.loads(run("info", scaled, "--json")[0])["positional_scale"] == 3
+    small_train("x-own", wide, images, "--crop", "random", "--flip")
+    d = json.loads(run("info", path("x-own/delta.safetensors"), "--json")[0])
+    assert d["input"] == "12x4" and d["positional_scale"] == 0, d
+    small_train("x-half", wide, images, "--pos-scale", 0.5)
+    d = json.loads(run("info", path("x-half/delta.safetensors"), "--json")[0])
+    assert d["input"] == "24x8" and d["positional_scale"] == 6, d
+    small_train("x-turned", base, images, "--input", "8x12")
+    with open(path("x-requests"), "w") as f:
+        f.write(f"delta={delta} class=a\ndelta={path('x-turned/delta.safetensors')} class=a\n")
+    fails(6, "sample", *at, "--requests", path("x-requests"), "--out", path("x-no"), says=["side 12x8", "side 8x12"])
+    fails(2, "train", *at, "--data", images, "--out", path("x-no"), "--input", "12x9", says=["9", "patch 2"])
+    for bad in "12x", "x8", "12x8x4", "0x8", "12 x8", "-8", "8.5", "9000":
+        fails(2, "train", *at, "--data", images, "--out", path("x-no"), f"--input={bad}", says=["--input", "width x height"])
+
+
 def test_requests_and_from():
     base, images = make_base("qbase.safetensors"), make_images("qimages", classes=("cat", "dog"))
     for k in (1, 2, 3):

@@ -255,6 +255,22 @@ differ = [f for f in one if any(abs(a - b) > 1e-2 for a, b in zip(struct.unpack(
                                                                   struct.unpack(f"<{len(other[f]['mean']) // 2}e", other[f]["mean"])))]
 assert len(differ) > len(one) // 2, len(differ)
 
+# No squares: width x height, rows first in tensors.
+high = args.size // 2 * 3
+for i in range(4):
+    png(path("few", "ab"[i % 2], f"{i}.png"), scene(50 + i, 40), 50 + i, 40)
+few = {"data": path("few"), "size": f"{high}x{args.size}"}
+encode("wide", **few)
+encode("wide-random", "--crop", "random", "--flip", **few)
+d, (_, rows) = info("wide"), cache("wide")
+assert d["size"] == f"{high}x{args.size}" and d["side"] == f"{high // 2}x{args.size // 2}", d
+assert {len(row["mean"]) for row in rows.values()} == {4 * 4 * (high // 2) * (args.size // 2)}
+fails(6, *words("wide"), says=["expected pictures of", f"found {high}x{args.size}"])
+fails(2, *words("odd", size=f"{args.size}x{args.size + 1}"), says="multiple of 2")
+encode("wide", "--preview", path("wide.png"), **few)
+w, h, _ = read_png(path("wide.png"))
+assert w == 4 * (high + 2) + 2 and h == 2 * (args.size + 2) + 2, (w, h)
+
 # Another encoder than the cache's is refused, another decoder is none of its business.
 for part in "encoder", "decoder":
     shutil.copytree(VAE, path(f"vae-{part}"))
@@ -285,6 +301,20 @@ assert len(losses) == 50 and all(0 < x < 10 for x in losses), losses
 sample = ["sample", "--device", args.device, "--model", base, "--delta", path("run", "delta.safetensors"), "--steps", 5, "--sampler", "ddim", "-n", 2]
 run(*sample, "--save-latents", path("latents.safetensors"), "--classes", info("whole")["classes"][0]["name"])
 run(*sample, "--vae", VAE, "--out", path("grid.png"))
+
+# The same with latents that are no squares.
+high = f"{args.size // 4 * 3}x{args.size // 2}"
+train[train.index("--data") + 1] = path("wide-random")
+fails(6, *train, "--out", path("wide-run"), says=[f"input can be set to theirs, {high}"])
+run(*train, "--input", high, "--steps", 2, "--vae", VAE, "--sample-every", 2, "--out", path("wide-run"))
+drawn = ["sample", "--device", args.device, "--model", base, "--delta", path("wide-run", "delta.safetensors"), "--steps", 2, "--sampler", "ddim", "-n", 1, "--classes", 0]
+run(*drawn, "--vae", VAE, "--out", path("wide-drawn"), "--preview-every", 1)
+assert read_png(path("wide-drawn", "000000.png"))[:2] == (args.size // 2 * 3, args.size)
+with open(path("wide-drawn", "..", "wide-drawn.preview.png"), "rb") as f:
+    w, h = struct.unpack(">II", f.read(24)[16:])
+assert (w - 4) * 2 == (h - 4) * 3, (w, h)
+w, h, _ = read_png(path("wide-run", "samples", "step-000002-ema.png"))
+assert (w - 2) // 4 - 2 == args.size // 2 * 3 * max(64 // args.size, 1), (w, h)
 
 # Previews: the predicted pictures through the linear approximation that the cache brought and the delta carries. After the last step of DDIM the
 # prediction is the latent itself.

@@ -37,6 +37,7 @@ if PART != "tensorboard":
         sys.exit(77)
     import difffit_delta
     import make_interchange
+    import make_rectangle
     import torch_dit
     from make_interchange import ddim
 
@@ -106,22 +107,23 @@ def base_net():
     return net(golden("dit/dit.safetensors"))
 
 
-def train(name, base=BASE, *words):
+def train(name, base=BASE, *words, side=(8, 8)):
     """A few large steps on noise, so that everything trained is far from the base: a delta with three classes of its own."""
     if os.path.exists(path(name)):
         return os.path.join(path(name), "delta.safetensors")
+    data = f"data{side[0]}x{side[1]}"
     for kind in ("features", "labels"):
-        os.makedirs(path("data/x_" + kind), exist_ok=True)
-    with open(path("data/class_names.txt"), "w") as f:
+        os.makedirs(path(f"{data}/x_{kind}"), exist_ok=True)
+    with open(path(f"{data}/class_names.txt"), "w") as f:
         f.write("a\nb\nc\n")
     g = torch.Generator().manual_seed(1)
     for i in range(12):
-        for kind, descr, shape, raw in (("features", "<f4", "(1, 4, 8, 8)", torch.randn(256, generator=g).numpy().tobytes()),
+        for kind, descr, shape, raw in (("features", "<f4", str((1, 4, *side)), torch.randn(4 * side[0] * side[1], generator=g).numpy().tobytes()),
                                         ("labels", "<i8", "(1,)", struct.pack("<q", i % 3))):
             head = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-            with open(path(f"data/x_{kind}/{i}.npy"), "wb") as f:
+            with open(path(f"{data}/x_{kind}/{i}.npy"), "wb") as f:
                 f.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode() + raw)
-    run("train", "--device", "host", "--model", base, "--data", path("data"), "--out", path(name), "--steps", 6, "--batch", 4, "--lr", "0.02",
+    run("train", "--device", "host", "--model", base, "--data", path(data), "--out", path(name), "--steps", 6, "--batch", 4, "--lr", "0.02",
         "--class-init", "random", *words)
     return os.path.join(path(name), "delta.safetensors")
 
@@ -157,6 +159,36 @@ def stored(found, names):
 
 def torch_stored_reference():
     stored(make_interchange.compute_torch(GOLDEN), ["applied.out", "applied.drawn", "applied.half_drawn", "guided.3", "guided.all"])
+
+
+def torch_stored_rectangle():
+    """What tests/model/test_dit.c compares with."""
+    ref, found = torch_dit.load(os.path.join(GOLDEN, "rectangle.safetensors")), make_rectangle.compute(GOLDEN)
+    assert sorted(ref) == sorted(found)
+    for name in ref:
+        near(name, found[name], ref[name])
+
+
+def torch_rectangle():
+    """Trained on latents that are no squares: the delta on a network of that shape, and as `sample` draws it."""
+    delta = train("wide", BASE, "--input", "16x8", side=(8, 16))  # width x height; the longer side spans the base's grid of 4
+    z = torch.randn(3, 4, 8, 16, generator=torch.Generator().manual_seed(3))
+    torch_dit.save(path("wide-noise.safetensors"), {"z": z})
+    ours = latents("--model", BASE, "--delta", delta, "--classes", "0,1,2", "-n", 1, "--sampler", "ddim", "--steps", 3, "--cfg", 1, "--init-noise", path("wide-noise.safetensors"))
+    model = torch_dit.DiT(SIZE, (8, 16), classes=CLASSES)
+    model.load_state_dict({k: v for k, v in golden("dit/dit.safetensors").items() if k != "pos_embed"}, strict=False)
+    model.eval()
+    plain = model.pos_embed.clone()
+    applied = difffit_delta.apply(model, delta)
+    assert torch.equal(model.pos_embed, torch_dit.positions(4, 8, SIZE[1], 0.5))
+    near("sample and applied, three steps", ours, ddim(z, 3, eps(model, torch.arange(3))))
+    applied.remove()
+    assert torch.equal(model.pos_embed, plain)
+    try:
+        difffit_delta.apply(base_net(), delta)
+        raise AssertionError("a delta of another number of positions was taken")
+    except ValueError as e:
+        assert "16x8" in str(e) and "16 positions" in str(e), e
 
 
 def torch_merged_state_dicts():

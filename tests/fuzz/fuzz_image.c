@@ -22,7 +22,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             abort();
         fuzz_use(im.pixels, (size_t)im.width * (size_t)im.height * (size_t)channels);
         uint8_t small[8 * 8 * 3];
-        s = dfcl_center_crop(ctx, im.pixels, im.width, im.height, channels, 8, small, &e);
+        s = dfcl_center_crop(ctx, im.pixels, im.width, im.height, channels, 8, 8, small, &e);
         if (s && s != DFCL_FORMAT)
             abort();
         if (!s)

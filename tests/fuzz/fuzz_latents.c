@@ -44,7 +44,7 @@ static void read_all(const char *dir) {
         float z[N] = {0.5f, -1, 2, -3}, rgb[3 * S * S];
         if (v.rgb->channels != C)
             abort();
-        dfcl_latent_rgb_apply(v.rgb, 1, S, z, rgb);
+        dfcl_latent_rgb_apply(v.rgb, 1, S, S, z, rgb);
         for (int k = 0; k < 3 * S * S; k++)
             if (!isfinite(rgb[k]))
                 abort();

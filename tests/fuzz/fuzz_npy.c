@@ -9,7 +9,7 @@ static void as_data(const uint8_t *data, size_t size) {
     dfcl_error e = {0};
     fuzz_file_set(data, size);
     const char *path = fuzz_file_link("input.npy");
-    dfcl_status s = dfcl_decode_latent(fuzz_context(), path, 2, 3, latent, &e);
+    dfcl_status s = dfcl_decode_latent(fuzz_context(), path, 2, 3, 3, latent, &e);
     fuzz_check(s, &e, path);
     if (!s)
         fuzz_use(latent, sizeof latent);

@@ -495,6 +495,15 @@ static void test_config(void **state) {
     c.heads = 16;
     c.input = 33;
     assert_int_equal(dfcl_dit_config_check(&c, NULL), DFCL_USAGE);
+    c.input = 32;
+    c.width = 48;
+    assert_int_equal(dfcl_dit_config_check(&c, NULL), DFCL_OK);
+    assert_true(dfcl_dit_tokens(&c) == 16 * 24 && dfcl_dit_grid(&c) == 24 && dfcl_dit_plane(&c) == 32 * 48);
+    c.width = 47;
+    assert_int_equal(dfcl_dit_config_check(&c, NULL), DFCL_USAGE);
+    c.width = 4096;
+    c.input = 4096; /* 2048 x 2048 tokens */
+    assert_int_equal(dfcl_dit_config_check(&c, NULL), DFCL_USAGE);
 }
 
 static void test_positions(void **state) {
@@ -510,14 +519,91 @@ static void test_positions(void **state) {
         float *want = golden_need(st, v->name, &count), *got = malloc(count * 4);
         assert_non_null(got);
         assert_int_equal(count, (size_t)n * (size_t)n * (size_t)w);
-        ok(dfcl_pos_embed(n, w, base, got, &err), &err);
+        ok(dfcl_pos_embed(n, n, w, base, got, &err), &err);
         for (size_t k = 0; k < count; k++)
             if (!(fabs((double)got[k] - want[k]) <= 1e-7))
                 fail_msg("%s[%zu]: %.9g, expected %.9g", v->name, k, (double)got[k], (double)want[k]);
+        /* a grid that is no square has the positions of the square on its longer side */
+        for (int high = 0; high < 2; high++) {
+            const int rows = high ? n : DFCL_MAX(n / 2 - 1, 1), cols = high ? DFCL_MAX(n / 2 - 1, 1) : n;
+            ok(dfcl_pos_embed(rows, cols, w, base, got, &err), &err);
+            for (int q = 0; q < rows * cols * w; q++) {
+                const float expected = want[(q / w / cols * n + q / w % cols) * w + q % w];
+                if (!(fabs((double)got[q] - expected) <= 1e-7))
+                    fail_msg("%s, %d x %d of it, [%d]: %.9g, expected %.9g", v->name, rows, cols, q, (double)got[q], (double)expected);
+            }
+        }
         seen++;
         free(want), free(got);
     }
     assert_true(seen >= 3);
+    dfcl_st_close(&st);
+}
+
+/* Latents that are no squares, plain and with scaled positions: output and gradients of the reference network. */
+static void test_rectangle(void **state) {
+    static const char *const names[] = {"wide", "high", "scaled"};
+    static const char *const grads[] = {"x_embedder.proj.bias", "blocks.0.attn.proj.bias", "blocks.2.mlp.fc1.bias", "blocks.3.adaLN_modulation.1.bias",
+                                        "final_layer.linear.bias"};
+    dfcl_error err = {0};
+    struct dfcl_st *st = golden_open("rectangle.safetensors");
+    for (size_t k = 0; k < DFCL_COUNT(names); k++) {
+        char key[96];
+        snprintf(key, sizeof key, "%s.x", names[k]);
+        const struct dfcl_tensor_view *v = dfcl_st_find(st, key);
+        assert_non_null(v);
+        struct dfcl_dit_config c = config;
+        c.input = (int)v->shape[2];
+        c.width = (int)v->shape[3];
+        c.pos_base = strcmp(names[k], "scaled") ? 0 : 0.5 * dfcl_dit_grid(&c);
+        const uint64_t bytes = 2 * dfcl_dit_values(&c) * 4;
+        struct dfcl_dit *dit;
+        ok(dfcl_dit_create(&dit, dev, &c, &(struct dfcl_dit_options){.domains = 1, .pack = true}, &err), &err);
+        set_roles(dit, DIFFFIT, false);
+        ok(dfcl_dit_alloc_params(dit, &err), &err);
+        set_from(dit, "dit/dit.safetensors", false, 0, 1);
+        size_t n = 0;
+        float *part[5];
+        static const char *const parts[] = {"x", "w", "t", "y", "out"};
+        for (int i = 0; i < 5; i++) {
+            snprintf(key, sizeof key, "%s.%s", names[k], parts[i]);
+            part[i] = golden_need(st, key, &n);
+        }
+        assert_true(n * 4 == 2 * bytes); /* of the last: out */
+        struct dfcl_mem *mem;
+        ok(dfcl_mem_create(dev, 5 * bytes, "tensors", &mem, &err), &err);
+        const struct dfcl_ref x = {mem, 0}, out = {mem, bytes}, dout = {mem, 3 * bytes};
+        ok(dfcl_write(dev, x, part[0], bytes, &err), &err);
+        ok(dfcl_write(dev, dout, part[1], 2 * bytes, &err), &err);
+        struct dfcl_dit_batch b = {.B = 2, .t = part[2], .rows = (int32_t[]){(int32_t)part[3][0], (int32_t)part[3][1]}, .x = x, .out = out};
+        float *got = calloc(n, 4);
+        assert_non_null(got);
+        for (enum dfcl_recompute level = DFCL_RECOMPUTE_NONE; level < DFCL_RECOMPUTE_COUNT; level++) {
+            struct dfcl_ref G;
+            const int64_t total = dfcl_dit_trained(dit, NULL, &G);
+            ok(dfcl_dit_plan(dit, 2, level, 0, NULL, &err), &err);
+            ok(dfcl_fill(dev, G, 0, (uint64_t)total * 4, &err), &err);
+            ok(dfcl_dit_forward(dit, &b, true, &err), &err);
+            ok(dfcl_dit_backward(dit, &b, dout, &err), &err);
+            ok(dfcl_read(dev, got, out, n * 4, &err), &err);
+            check(names[k], got, part[4], n, 1e-5);
+            for (size_t i = 0; i < DFCL_COUNT(grads); i++) {
+                size_t count = 0;
+                snprintf(key, sizeof key, "%s.grad.%s", names[k], grads[i]);
+                float *want = golden_need(st, key, &count), *g = malloc(count * 4);
+                assert_non_null(g);
+                struct dfcl_param *p = dfcl_dit_param(dit, grads[i]);
+                ok(dfcl_read(dev, g, dfcl_ref_at(G, p->trained_off * 4), count * 4, &err), &err);
+                check(key, g, want, count, 2e-5);
+                free(want), free(g);
+            }
+        }
+        free(got);
+        for (int i = 0; i < 5; i++)
+            free(part[i]);
+        dfcl_mem_destroy(dev, &mem);
+        dfcl_dit_destroy(&dit);
+    }
     dfcl_st_close(&st);
 }
 
@@ -527,6 +613,7 @@ static void test_shapes(void **state) {
         {.depth = 2, .hidden = 24, .heads = 3, .patch = 2, .input = 6, .channels = 1, .classes = 3},
         {.depth = 1, .hidden = 20, .heads = 1, .patch = 4, .input = 8, .channels = 3, .classes = 0, .pos_base = 1},
         {.depth = 1, .hidden = 16, .heads = 2, .patch = 8, .input = 8, .channels = 4, .classes = 2},
+        {.depth = 1, .hidden = 16, .heads = 2, .patch = 2, .input = 6, .width = 10, .channels = 2, .classes = 2, .pos_base = 3},
     };
     dfcl_error err = {0};
     for (size_t k = 0; k < DFCL_COUNT(shapes); k++) {
@@ -549,7 +636,7 @@ static void test_shapes(void **state) {
         dfcl_dit_trained(dit, &P, &G);
         ok(dfcl_write(dev, P, values, (uint64_t)total * 4, &err), &err);
         ok(dfcl_dit_refresh(dit, &err), &err);
-        size_t img = (size_t)c->channels * (size_t)c->input * (size_t)c->input;
+        size_t img = dfcl_dit_values(c);
         float *x = calloc(img * 2, 4), *w = calloc(img * 4, 4), *out = calloc(img * 4, 4);
         assert_true(x && w && out);
         for (size_t i = 0; i < img * 2; i++)
@@ -620,7 +707,7 @@ int main(void) {
         cmocka_unit_test(test_forward_gamma),    cmocka_unit_test(test_gradients_difffit), cmocka_unit_test(test_gradients_bitfit),
         cmocka_unit_test(test_gradients_full),   cmocka_unit_test(test_partial),          cmocka_unit_test(test_domains),
         cmocka_unit_test(test_values),           cmocka_unit_test(test_plan),             cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_ahead),            cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_ahead),            cmocka_unit_test(test_recompute),        cmocka_unit_test(test_rectangle),
     };
     open_device();
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -164,9 +164,9 @@ static dfcl_status sampling(dfcl_error *err) {
     if (!s)
         s = dfcl_sample(m, &sp, req, 2, x, err);
     dfcl_model_close(&m);
-    dfcl_pixels(x, s ? 0 : 2, 1, 4, px);
+    dfcl_pixels(x, s ? 0 : 2, 1, 4, 4, px);
     if (!s)
-        s = dfcl_grid(ctx, px, 2, 4, 1, 2, 1, &grid, &w, &h, err);
+        s = dfcl_grid(ctx, px, 2, 4, 4, 1, 2, 1, &grid, &w, &h, err);
     if (!s)
         s = dfcl_png_write(ctx, at("out.png"), grid, w, h, 1, text, err);
     dfcl_free_pixels(ctx, grid);

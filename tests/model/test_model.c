@@ -605,6 +605,23 @@ static void test_resolution(void **state) {
     dfcl_model_close(&m);
     p.input = 9;
     assert_int_equal(dfcl_model_open(&m, dev, &p, &err), DFCL_USAGE);
+    /* height and width: one scale, by the longer; of the file's own longer side: none */
+    p.input = 8;
+    p.input_width = 16;
+    ok(dfcl_model_open(&m, dev, &p, &err), &err);
+    const struct dfcl_model_shape *sh = dfcl_model_get_shape(m);
+    assert_true(sh->input == 8 && sh->input_width == 16 && sh->positional_scale == 4);
+    dfcl_model_close(&m);
+    p.input = 4;
+    p.input_width = 8;
+    ok(dfcl_model_open(&m, dev, &p, &err), &err);
+    assert_true(dfcl_model_get_shape(m)->input == 4 && dfcl_model_get_shape(m)->positional_scale == 0);
+    dfcl_model_close(&m);
+    p.input_width = 7;
+    assert_int_equal(dfcl_model_open(&m, dev, &p, &err), DFCL_USAGE);
+    p.input = 0;
+    assert_int_equal(dfcl_model_open(&m, dev, &p, &err), DFCL_USAGE);
+    assert_non_null(strstr(err.msg, "height"));
 }
 
 /* ---- descriptions ---- */

@@ -747,7 +747,7 @@ static void data_in_memory(void **state) {
     p.val_fraction = 0.2;
     train(&p, -1);
     struct dfcl_pictures pics;
-    assert_int_equal(dfcl_pictures_read(ctx, data_path, 1, 8, &pics, NULL), DFCL_OK);
+    assert_int_equal(dfcl_pictures_read(ctx, data_path, 1, 8, 8, &pics, NULL), DFCL_OK);
     assert_int_equal(pics.count, 10);
     static uint8_t px[10 * 64];
     for (int i = 0; i < 640; i++)

@@ -99,7 +99,7 @@ static void same_as_a_folder(void **state) {
     draw(ds, want, label, held);
     dfcl_dataset_close(&ds);
     struct dfcl_pictures pics;
-    assert_int_equal(dfcl_pictures_read(ctx, folder, CH, SIDE, &pics, NULL), DFCL_OK);
+    assert_int_equal(dfcl_pictures_read(ctx, folder, CH, SIDE, SIDE, &pics, NULL), DFCL_OK);
     for (int floats = 0; floats < 2; floats++) {
         struct dfcl_train_arrays *a = malloc(sizeof *a);
         int32_t *own = malloc(sizeof labels);

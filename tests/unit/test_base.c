@@ -164,10 +164,28 @@ static void files(void **state) {
     assert_int_equal(dfcl_path_kind(dir), DFCL_PATH_NONE);
 }
 
+static void extents(void **state) {
+    (void)state;
+    char buf[DFCL_EXTENT_TEXT];
+    assert_string_equal(dfcl_extent_format(64, 0, buf), "64");
+    assert_string_equal(dfcl_extent_format(64, 64, buf), "64");
+    assert_string_equal(dfcl_extent_format(64, 96, buf), "96x64"); /* width first */
+    assert_string_equal(dfcl_extent_format(INT32_MAX, INT32_MAX - 1, buf), "2147483646x2147483647");
+    int h = 0, w = 0;
+    assert_true(dfcl_extent_parse("64", 64, &h, &w) && h == 64 && w == 64);
+    assert_true(dfcl_extent_parse("96x64", 96, &h, &w) && h == 64 && w == 96);
+    static const char *const bad[] = {"", "x", "0", "65", "64x", "x64", "64x65", "65x64", "0x64", "64x0", "64x64x64", "64X64", "-64", "64x-4", "64.0", "64 ", "1000000000000000000000000x4",
+                                      "4294967360"};
+    for (size_t i = 0; i < DFCL_COUNT(bad); i++)
+        if (dfcl_extent_parse(bad[i], 64, &h, &w))
+            fail_msg("'%s' was taken: %d x %d", bad[i], w, h);
+    assert_true(h == 64 && w == 96);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(error_text), cmocka_unit_test(memory_overflow), cmocka_unit_test(philox_known),
-        cmocka_unit_test(normals_exact), cmocka_unit_test(halves), cmocka_unit_test(sha), cmocka_unit_test(files),
+        cmocka_unit_test(normals_exact), cmocka_unit_test(halves), cmocka_unit_test(sha), cmocka_unit_test(files), cmocka_unit_test(extents),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -75,7 +75,7 @@ static void crop_like_pillow(void **state) {
             for (int x = 0; x < w; x++)
                 for (int k = 0; k < c; k++)
                     src[(y * w + x) * c + k] = picture(x, y, k);
-        assert_int_equal(dfcl_center_crop(ctx, src, w, h, c, cases[i].side, out, NULL), DFCL_OK);
+        assert_int_equal(dfcl_center_crop(ctx, src, w, h, c, cases[i].side, cases[i].side, out, NULL), DFCL_OK);
         for (int k = 0; k < n; k++)
             if (out[k] != cases[i].want[k])
                 fail_msg("case %zu, byte %d: expected %d, found %d", i, k, cases[i].want[k], out[k]);
@@ -89,15 +89,63 @@ static void crop_same_size(void **state) {
     uint8_t src[5 * 5 * 3], out[5 * 5 * 3];
     for (size_t i = 0; i < sizeof src; i++)
         src[i] = (uint8_t)(i * 37);
-    assert_int_equal(dfcl_center_crop(ctx, src, 5, 5, 3, 5, out, NULL), DFCL_OK);
+    assert_int_equal(dfcl_center_crop(ctx, src, 5, 5, 3, 5, 5, out, NULL), DFCL_OK);
     assert_memory_equal(src, out, sizeof src);
     dfcl_error e = {0};
-    assert_int_equal(dfcl_center_crop(ctx, src, 0, 5, 3, 5, out, &e), DFCL_USAGE);
+    assert_int_equal(dfcl_center_crop(ctx, src, 0, 5, 3, 5, 5, out, &e), DFCL_USAGE);
     /* a picture of one pixel grows evenly */
     uint8_t one[1] = {77};
-    assert_int_equal(dfcl_center_crop(ctx, one, 1, 1, 1, 4, out, NULL), DFCL_OK);
+    assert_int_equal(dfcl_center_crop(ctx, one, 1, 1, 1, 4, 4, out, NULL), DFCL_OK);
     for (int i = 0; i < 16; i++)
         assert_int_equal(out[i], 77);
+}
+
+/* No square: halved while both sides allow it, then to the side that the aspect lets count, by hand; a random one likewise. */
+static void crop_rectangle(void **state) {
+    (void)state;
+    static const struct {
+        int w, h, ow, oh; /* picture, wanted */
+        int hw, hh;       /* halved */
+        int bw, bh;       /* bicubic */
+    } cases[] = {
+        {53, 37, 8, 12, 26, 18, 17, 12}, /* the height counts: 9 < 12 ends the halving */
+        {53, 37, 12, 4, 13, 9, 12, 8},   /* the width */
+        {9, 40, 12, 16, 9, 40, 12, 53},  /* enlarged */
+    };
+    for (size_t i = 0; i < DFCL_COUNT(cases); i++) {
+        const int w = cases[i].w, h = cases[i].h, ow = cases[i].ow, oh = cases[i].oh, bw = cases[i].bw, bh = cases[i].bh;
+        uint8_t src[64 * 64 * 3], half[64 * 64 * 3], big[64 * 64 * 3], out[16 * 16 * 3];
+        for (int k = 0; k < w * h * 3; k++)
+            src[k] = picture(k / 3 % w, k / 3 / w, k % 3);
+        memcpy(half, src, sizeof half);
+        for (int cw = w, ch = h; cw != cases[i].hw; cw /= 2, ch /= 2) {
+            assert_int_equal(dfcl_resample(ctx, half, cw, ch, 3, DFCL_FILTER_BOX, big, cw / 2, ch / 2, NULL), DFCL_OK);
+            memcpy(half, big, sizeof half);
+        }
+        assert_int_equal(dfcl_resample(ctx, half, cases[i].hw, cases[i].hh, 3, DFCL_FILTER_BICUBIC, big, bw, bh, NULL), DFCL_OK);
+        assert_int_equal(dfcl_center_crop(ctx, src, w, h, 3, ow, oh, out, NULL), DFCL_OK);
+        for (int r = 0; r < oh; r++)
+            assert_memory_equal(out + r * ow * 3, big + (((bh - oh) / 2 + r) * bw + (bw - ow) / 2) * 3, (size_t)ow * 3);
+    }
+    /* random: the shorter side 4, 5 of at most 4 / 0.8; the other in proportion */
+    enum { W = 21, H = 13, OW = 8, OH = 4 };
+    uint8_t src[W * H * 3], half[W * H * 3], big[32 * 32 * 3], out[OW * OH * 3];
+    int sizes[2] = {0};
+    for (int k = 0; k < W * H * 3; k++)
+        src[k] = picture(k / 3 % W, k / 3 / W, k % 3);
+    assert_int_equal(dfcl_resample(ctx, src, W, H, 3, DFCL_FILTER_BOX, half, 10, 6, NULL), DFCL_OK);
+    for (uint32_t i = 0; i < 100; i++) {
+        const struct dfcl_crop_draw d = {.seed = 9, .step = 0, .sample = i};
+        assert_int_equal(dfcl_random_crop(ctx, src, W, H, 3, OW, OH, &d, out, NULL), DFCL_OK);
+        const int k = (int)dfcl_uniform_int(9, DFCL_STREAM_CROP, 0, i, 0, 2), w = k ? 10 : 8, h = k ? 6 : 5; /* 10 of 10; 6 * 0.8 rounded */
+        const int y = (int)dfcl_uniform_int(9, DFCL_STREAM_CROP, 0, i, 1, (uint32_t)(h - OH + 1));
+        const int x = (int)dfcl_uniform_int(9, DFCL_STREAM_CROP, 0, i, 2, (uint32_t)(w - OW + 1));
+        sizes[k]++;
+        assert_int_equal(dfcl_resample(ctx, half, 10, 6, 3, DFCL_FILTER_BICUBIC, big, w, h, NULL), DFCL_OK);
+        for (int r = 0; r < OH; r++)
+            assert_memory_equal(out + r * OW * 3, big + ((y + r) * w + x) * 3, OW * 3);
+    }
+    assert_true(sizes[0] > 20 && sizes[1] > 20);
 }
 
 /* The size and place that the draws give, resampled and cut by hand; over many draws every size and both edges come up. */
@@ -110,8 +158,8 @@ static void crop_random(void **state) {
         src[i] = picture(i / 3 % W, i / 3 / W, i % 3);
     for (uint32_t i = 0; i < 200; i++) {
         struct dfcl_crop_draw d = {.seed = 9, .step = i / 50, .sample = i};
-        assert_int_equal(dfcl_random_crop(ctx, src, W, H, 3, SIDE, &d, out, NULL), DFCL_OK);
-        assert_int_equal(dfcl_random_crop(ctx, src, W, H, 3, SIDE, &d, again, NULL), DFCL_OK);
+        assert_int_equal(dfcl_random_crop(ctx, src, W, H, 3, SIDE, SIDE, &d, out, NULL), DFCL_OK);
+        assert_int_equal(dfcl_random_crop(ctx, src, W, H, 3, SIDE, SIDE, &d, again, NULL), DFCL_OK);
         assert_memory_equal(out, again, sizeof out);
         int h = SIDE + (int)dfcl_uniform_int(9, DFCL_STREAM_CROP, d.step, i, 0, 3); /* 8, 9, 10: the last is 8 / 0.8 */
         int w = h == 8 ? 13 : h == 9 ? 15 : 16;                                      /* 21 h / 13, rounded */
@@ -174,7 +222,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(crop_like_pillow),
         cmocka_unit_test(crop_same_size),
-        cmocka_unit_test(crop_random),
+        cmocka_unit_test(crop_random), cmocka_unit_test(crop_rectangle),
         cmocka_unit_test(order_known),
         cmocka_unit_test(order_is_permutation_and_random_access),
     };

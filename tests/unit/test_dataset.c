@@ -313,7 +313,7 @@ static void random_crops(void **state) {
     assert_int_equal(dfcl_dataset_fetch(ds, 0, 40, x, label, NULL), DFCL_OK);
     for (uint32_t g = 0; g < 40; g++) {
         struct dfcl_crop_draw d = {.seed = 5, .step = g, .sample = g}; /* one picture to train on: an epoch each */
-        assert_int_equal(dfcl_random_crop(ctx, px, 12, 6, 1, 4, &d, want, NULL), DFCL_OK);
+        assert_int_equal(dfcl_random_crop(ctx, px, 12, 6, 1, 4, 4, &d, want, NULL), DFCL_OK);
         for (int k = 0; k < 16; k++)
             assert_true(x[g * 16 + (uint32_t)k] == (float)want[k] / 127.5f - 1.0f);
         other += memcmp(x, x + 16 * g, sizeof again) != 0;
@@ -322,7 +322,7 @@ static void random_crops(void **state) {
     assert_int_equal(dfcl_dataset_fetch(ds, 17, 1, again, label, NULL), DFCL_OK);
     assert_memory_equal(again, x + 17 * 16, sizeof again);
     assert_int_equal(dfcl_dataset_held_out(ds, 0, held, label, NULL), DFCL_OK);
-    assert_int_equal(dfcl_center_crop(ctx, px, 12, 6, 1, 4, want, NULL), DFCL_OK);
+    assert_int_equal(dfcl_center_crop(ctx, px, 12, 6, 1, 4, 4, want, NULL), DFCL_OK);
     for (int k = 0; k < 16; k++)
         assert_true(held[k] == (float)want[k] / 127.5f - 1.0f);
     dfcl_dataset_close(&ds);
@@ -334,13 +334,13 @@ static void decoding(void **state) {
     for (int i = 0; i < 48; i++)
         rgb[i] = (uint8_t)(i * 5);
     assert_int_equal(dfcl_png_write(ctx, at("rgb.png"), rgb, 4, 4, 3, NULL, NULL), DFCL_OK);
-    assert_int_equal(dfcl_decode_picture(ctx, at("rgb.png"), 3, 4, DFCL_ALPHA_WHITE, NULL, out, NULL), DFCL_OK);
+    assert_int_equal(dfcl_decode_picture(ctx, at("rgb.png"), 3, 4, 4, DFCL_ALPHA_WHITE, NULL, out, NULL), DFCL_OK);
     assert_memory_equal(rgb, out, 48);
-    assert_int_equal(dfcl_decode_picture(ctx, at("rgb.png"), 1, 4, DFCL_ALPHA_WHITE, NULL, out, NULL), DFCL_OK);
+    assert_int_equal(dfcl_decode_picture(ctx, at("rgb.png"), 1, 4, 4, DFCL_ALPHA_WHITE, NULL, out, NULL), DFCL_OK);
     for (int i = 0; i < 16; i++) /* ITU-R 601 luma */
         assert_true(fabs(out[i] - (0.299 * rgb[3 * i] + 0.587 * rgb[3 * i + 1] + 0.114 * rgb[3 * i + 2])) <= 1.0);
     /* a grey picture for a colour model */
-    assert_int_equal(dfcl_decode_picture(ctx, at("pics/a/00.png"), 3, 4, DFCL_ALPHA_WHITE, NULL, out, NULL), DFCL_OK);
+    assert_int_equal(dfcl_decode_picture(ctx, at("pics/a/00.png"), 3, 4, 4, DFCL_ALPHA_WHITE, NULL, out, NULL), DFCL_OK);
     for (int i = 0; i < 48; i++)
         assert_int_equal(out[i], pixel(0, i / 3 % 4, i / 12));
 }
@@ -382,6 +382,23 @@ static void latents(void **state) {
         }
         dfcl_dataset_close(&ds);
     }
+    /* no square: height before width */
+    assert_int_equal(dfcl_mkdirs(ctx, at("wide/x_features"), NULL), DFCL_OK);
+    assert_int_equal(dfcl_mkdirs(ctx, at("wide/x_labels"), NULL), DFCL_OK);
+    npy(at("wide/x_features/0.npy"), "<f4", "(1, 2, 2, 8)", z, sizeof z);
+    npy(at("wide/x_labels/0.npy"), "<i8", "(1,)", &y, sizeof y);
+    struct dfcl_dataset_options wide = {.path = at("wide"), .channels = 2, .side = 2, .width = 8};
+    assert_int_equal(dfcl_dataset_open(&ds, ctx, &wide, &e), DFCL_OK);
+    float held[32];
+    int32_t one;
+    assert_int_equal(dfcl_dataset_fetch(ds, 0, 1, held, &one, &e), DFCL_OK);
+    assert_memory_equal(held, z, sizeof held);
+    dfcl_dataset_close(&ds);
+    wide.side = 8;
+    wide.width = 2;
+    assert_int_equal(dfcl_dataset_open(&ds, ctx, &wide, &e), DFCL_FORMAT);
+    assert_non_null(strstr(e.msg, "[1, 2, 8, 2]"));
+    o.path = at("lat"); /* its buffers take turns */
     o.flip = true;
     assert_int_equal(dfcl_dataset_open(&ds, ctx, &o, &e), DFCL_USAGE);
     o.flip = false;

@@ -91,7 +91,7 @@ static dfcl_status as_array(const char *path, dfcl_error *err) {
 }
 static dfcl_status as_latent(const char *path, dfcl_error *err) {
     float x[18];
-    return dfcl_decode_latent(ctx, path, 2, 3, x, err);
+    return dfcl_decode_latent(ctx, path, 2, 3, 3, x, err);
 }
 static dfcl_status as_label(const char *path, dfcl_error *err) {
     int label;

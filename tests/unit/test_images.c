@@ -207,14 +207,14 @@ static void pixels_and_grid(void **state) {
     (void)state;
     const float x[3 * 4] = {-1, 1, 0, 0.5f, /* red */ -2, 2, NAN, 1.0f / 127.5f, /* green */ 0.00391f, -0.00393f, INFINITY, -INFINITY};
     uint8_t p[12], want[12] = {0, 0, 128, 255, 255, 127, 128, 0, 255, 191, 129, 0};
-    dfcl_pixels(x, 1, 3, 2, p);
+    dfcl_pixels(x, 1, 3, 2, 2, p);
     assert_memory_equal(p, want, sizeof p);
     uint8_t three[3 * 4];
     for (int i = 0; i < 12; i++)
         three[i] = (uint8_t)(i + 1);
     uint8_t *g;
     int w, h;
-    OK(dfcl_grid(ctx, three, 3, 2, 1, 2, 2, &g, &w, &h, err));
+    OK(dfcl_grid(ctx, three, 3, 2, 2, 1, 2, 2, &g, &w, &h, err));
     assert_true(w == 14 && h == 14);
     for (int y = 0; y < h; y++)
         for (int x0 = 0; x0 < w; x0++) {
@@ -223,8 +223,17 @@ static void pixels_and_grid(void **state) {
             assert_int_equal(g[y * w + x0], inside ? i * 4 + iy / 2 * 2 + ix / 2 + 1 : 255);
         }
     dfcl_free_pixels(ctx, g);
-    assert_int_equal(dfcl_grid(ctx, three, 3, 2, 1, 1, 8000, &g, &w, &h, NULL), DFCL_USAGE);
-    assert_int_equal(dfcl_grid(ctx, three, 0, 2, 1, 1, 1, &g, &w, &h, NULL), DFCL_USAGE);
+    /* no squares: three of 1 x 4 (height x width), two columns */
+    const float flat[4] = {-1, 1, 0, 0.5f};
+    dfcl_pixels(flat, 1, 1, 1, 4, p);
+    assert_memory_equal(p, ((uint8_t[]){0, 255, 128, 191}), 4);
+    OK(dfcl_grid(ctx, three, 3, 1, 4, 1, 2, 1, &g, &w, &h, err));
+    assert_true(w == 14 && h == 8);
+    for (int i = 0; i < 3; i++)
+        assert_memory_equal(g + (2 + i / 2 * 3) * w + 2 + i % 2 * 6, three + 4 * i, 4);
+    dfcl_free_pixels(ctx, g);
+    assert_int_equal(dfcl_grid(ctx, three, 3, 2, 2, 1, 1, 8000, &g, &w, &h, NULL), DFCL_USAGE);
+    assert_int_equal(dfcl_grid(ctx, three, 0, 2, 2, 1, 1, 1, &g, &w, &h, NULL), DFCL_USAGE);
 }
 
 static void numpy_arrays(void **state) {

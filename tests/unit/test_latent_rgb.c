@@ -64,7 +64,7 @@ static void known_map(void **state) {
     make(3, 0, z, rgb);
     for (int k = 0; k < C * N; k++)
         scaled[k] = 0.2f * (z[k] - 0.5f);
-    dfcl_latent_rgb_apply(&got, 1, 16, scaled, made);
+    dfcl_latent_rgb_apply(&got, 1, 16, 16, scaled, made);
     for (int k = 0; k < 3 * N; k++)
         assert_true(fabsf(made[k] - rgb[k]) < 1e-4f);
     /* noise is what is left */
@@ -111,7 +111,7 @@ static void averages(void **state) {
         for (int x = 0; x < 6; x++)
             for (int k = 0; k < 3; k++)
                 pixels[(y * 6 + x) * 3 + k] = (uint8_t)(k == 0 ? 255 : k == 1 ? 10 * x : 20 * y + x % 3);
-    dfcl_latent_rgb_average(pixels, 6, 2, got);
+    dfcl_latent_rgb_average(pixels, 3, 2, 2, got);
     for (int y = 0; y < 2; y++)
         for (int x = 0; x < 2; x++) {
             const double want[3] = {255, 10 * (3 * x + 1), 20 * (3 * y + 1) + 1};

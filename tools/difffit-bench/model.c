@@ -11,7 +11,8 @@ struct job {
     struct dfcl_bench_params p;
     struct dfcl_init_params init;
     const char *size, *variants, *inputs, *output, *sampler, *weights, *pack, *activations;
-    int pixels, repeat, warmup;
+    struct cli_extent pixels;
+    int repeat, warmup;
     bool json, paced;
     dfcl_device *dev;
     dfcl_bench *bench;
@@ -41,7 +42,7 @@ static dfcl_status read_whole(const struct job *j, const char *key, int32_t **ou
 }
 
 static dfcl_status give_inputs(struct job *j, const struct dfcl_model_shape *sh, dfcl_error *err) {
-    const int64_t want[4] = {j->p.batch, sh->channels, sh->input, sh->input};
+    const int64_t want[4] = {j->p.batch, sh->channels, sh->input, sh->input_width};
     float *x = NULL, *noise = NULL;
     int32_t *t = NULL, *y = NULL;
     dfcl_status s = cli_read_tensor(j->c, j->inputs, "x", want, 4, &x, err);
@@ -189,7 +190,11 @@ static void print_json(const struct job *j, const struct dfcl_bench_info *info, 
     bench_json_head(stdout, j->name, j->dev);
     printf(",\n  \"size\": \"%s\", \"depth\": %d, \"hidden\": %d, \"heads\": %d, \"patch\": %d", sh->name, sh->depth, sh->hidden, sh->heads,
            sh->patch);
-    printf(", \"input\": %d, \"channels\": %d, \"classes\": %d", sh->input, sh->channels, sh->classes);
+    if (sh->input_width == sh->input)
+        printf(", \"input\": %d", sh->input);
+    else
+        printf(", \"input\": \"%dx%d\"", sh->input_width, sh->input);
+    printf(", \"channels\": %d, \"classes\": %d", sh->channels, sh->classes);
     printf(",\n  \"weights\": \"%s\", \"pack\": \"%s\", \"batch\": %d, \"repeat\": %d", j->weights, j->pack, j->p.batch, j->count);
     if (j->p.kind == DFCL_BENCH_TRAIN)
         printf(", \"method\": \"%s\", \"micro_batch\": %d, \"recompute\": \"%s\", \"trained_values\": %lld", j->p.method, info->micro_batch,
@@ -227,7 +232,7 @@ static void print_text(const struct job *j, const struct dfcl_bench_info *info, 
     const struct dfcl_model_shape *sh = &info->shape;
     const double mib = 1048576.0;
     printf("%s %s, %d x %d x %d, %s, batch %d: %.4g s per image%s (%.4g to %.4g, %d runs)\n", j->name,
-           sh->name[0] ? sh->name : "a model of its own size", sh->channels, sh->input, sh->input, j->weights,
+           sh->name[0] ? sh->name : "a model of its own size", sh->channels, sh->input, sh->input_width, j->weights,
            j->p.batch, m->s.median, j->p.kind == DFCL_BENCH_TRAIN ? " and step" : "", m->s.min, m->s.max, j->count);
     if (j->p.domains)
         printf("  %d domains in a batch against one: %.4g s per image, ratio %.3f (%.3f to %.3f), of processor time %.3f (%.3f to %.3f)\n", j->p.domains,
@@ -277,14 +282,16 @@ static dfcl_status choose_model(struct job *j, dfcl_error *err) {
     if (j->p.model.path) {
         if (j->size)
             return bench_fail(err, DFCL_USAGE, "--model and --size exclude each other");
-        j->p.model.input = j->pixels / 8;
+        j->p.model.input = j->pixels.height / 8;
+        j->p.model.input_width = j->pixels.width / 8;
         return DFCL_OK;
     }
     struct dfcl_model_shape *sh = &j->init.shape;
     dfcl_status s = dfcl_model_shape_named(j->size ? j->size : "DiT-XL/2", sh, err);
     if (s)
         return s;
-    sh->input = (j->pixels ? j->pixels : 256) / 8;
+    sh->input = (j->pixels.height ? j->pixels.height : 256) / 8;
+    sh->input_width = (j->pixels.width ? j->pixels.width : 256) / 8;
     sh->channels = 4;
     sh->classes = 1000;
     j->init.seed = j->p.seed;
@@ -296,7 +303,7 @@ static dfcl_status choose_model(struct job *j, dfcl_error *err) {
 static int measure(struct job *j, int argc, char **argv, const char *usage, const struct cli_option *own) {
     const struct cli_option shared[] = {
         {"--size", CLI_STR, &j->size, "NAME", "random weights of DiT-S/8 ... DiT-XL/2 (the default)", 0, 0},
-        {"--pixels", CLI_INT, &j->pixels, "P", "side of the picture; the latent has an eighth (256, or as --model says)", 8, 4096},
+        {"--pixels", CLI_EXTENT, &j->pixels, "P|WxH", "side of the picture, or width x height; the latent has an eighth (256, or as --model says)", 8, 4096},
         {"--model", CLI_PATH, &j->p.model.path, "FILE", "weights of a file instead", 0, 0},
         CLI_WEIGHTS_OPTIONS(&j->weights, &j->pack),
         {"--batch", CLI_INT, &j->p.batch, "B", "pictures at a time (1)", 1, 65536},

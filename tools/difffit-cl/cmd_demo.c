@@ -180,9 +180,9 @@ static dfcl_status picture(struct demo *d, const float *base, const float *tuned
             memcpy(cells + (size_t)((2 * SHOWN + i) * CLASSES + k) * each, tuned + (size_t)(k * PER_CLASS + i) * each, each * sizeof *cells);
         }
     }
-    dfcl_pixels(cells, CELLS, 1, side, pixels);
+    dfcl_pixels(cells, CELLS, 1, side, side, pixels);
     int w, h;
-    s = dfcl_grid(d->c->ctx, pixels, CELLS, side, 1, CLASSES, 3, &grid, &w, &h, err);
+    s = dfcl_grid(d->c->ctx, pixels, CELLS, side, side, 1, CLASSES, 3, &grid, &w, &h, err);
     char path[4096], losses[128];
     snprintf(path, sizeof path, "%s/demo.png", d->out);
     snprintf(losses, sizeof losses, "%.4f -> %.4f", d->before.loss, d->after.loss);
@@ -268,10 +268,10 @@ static dfcl_status run_demo(struct demo *d, dfcl_device *dev, dfcl_error *err) {
         goto out;
     }
     snprintf(folder, sizeof folder, "%s/digits/train", d->data);
-    s = dfcl_pictures_read(d->c->ctx, folder, shape->channels, shape->input, &d->train, err);
+    s = dfcl_pictures_read(d->c->ctx, folder, shape->channels, shape->input, shape->input, &d->train, err);
     snprintf(folder, sizeof folder, "%s/digits/heldout", d->data);
     if (!s)
-        s = dfcl_pictures_read(d->c->ctx, folder, shape->channels, shape->input, &d->heldout, err);
+        s = dfcl_pictures_read(d->c->ctx, folder, shape->channels, shape->input, shape->input, &d->heldout, err);
     if (!s && (d->train.class_count != CLASSES || d->heldout.class_count != CLASSES))
         s = fail(err, DFCL_FORMAT, "%s: expected ten classes", folder);
     if (!s)

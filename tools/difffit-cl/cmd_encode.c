@@ -6,12 +6,13 @@ int cmd_encode(struct cli *c, int argc, char **argv) {
     enum { PREVIEW = 8 };
     struct dfcl_encode_params p = {0};
     const char *preview = NULL;
+    struct cli_extent size = {0, 0};
     bool flip = false, skip_bad = false;
     const struct cli_option options[] = {
         {"--vae", CLI_PATH, &p.vae, "DIR", "autoencoder: a diffusers folder, its .safetensors or .bin, or an original .ckpt (required)", 0, 0},
         {"--data", CLI_PATH, &p.data, "DIR", "image folder, a sub-folder a class (required)", 0, 0},
         {"--out", CLI_PATH, &p.out, "CACHE", "folder for the latents: new, or gone on with (required)", 0, 0},
-        {"--size", CLI_INT, &p.size, "N", "side that pictures are cropped to (256)", 8, 32768},
+        {"--size", CLI_EXTENT, &size, "N|WxH", "side, or width x height, that pictures are cropped to (256)", 8, 32768},
         CLI_PICTURE_OPTIONS(&p.crop, &p.alpha, &skip_bad),
         {"--seed", CLI_U64, &p.seed, "N", "seed of random crops, one for each picture (0)", 0, 0},
         {"--flip", CLI_FLAG, &flip, NULL, "the latents of the mirrored pictures too, for `train --flip`", 0, 0},
@@ -30,6 +31,8 @@ int cmd_encode(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--vae, --data and --out are required");
     if (p.seed && (!p.crop || strcmp(p.crop, "random")))
         return cli_usage(c, "--seed goes with --crop random");
+    p.size = size.height;
+    p.size_width = size.width;
     p.flip = flip;
     p.skip_bad = skip_bad;
     p.preview = preview != NULL;

@@ -177,7 +177,7 @@ static dfcl_status open_decoder(dfcl_vae **out, dfcl_device *dev, struct dfcl_va
                  v->latent_channels, v->channels);
         return err->status = DFCL_FORMAT;
     }
-    s = dfcl_vae_measure(*out, 0, shape->input * v->factor, shape->input * v->factor, &m, err);
+    s = dfcl_vae_measure(*out, 0, shape->input * v->factor, shape->input_width * v->factor, &m, err);
     uint64_t limit = *max_memory ? *max_memory : dfcl_device_get_info(dev)->memory;
     /* Whole pictures where that is a quarter of the memory at most, else bands of about that size. */
     uint64_t room = m.whole <= limit / 4 ? m.whole : m.least > limit / 4 ? m.least : limit / 4;
@@ -196,6 +196,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     const char *weights = NULL, *pack = NULL;
     const char *init_noise = NULL, *step_noise = NULL, *save_latents = NULL, *preview_from = NULL;
     int per_class = 0, columns = 0, zoom = 0;
+    struct cli_extent input = {0, 0};
     bool force = false;
     const struct cli_option options[] = {
         {"--model", CLI_PATH, &mp.path, "FILE", "base: .pt, .safetensors or a diffusers folder (required)", 0, 0},
@@ -206,7 +207,7 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         {"--heads", CLI_INT, &mp.heads, "H", "attention heads, where the file does not say", 1, 1024},
         {"--weights-of", CLI_CHOICE, &mp.which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
         CLI_WEIGHTS_OPTIONS(&weights, &pack),
-        CLI_RESOLUTION_OPTIONS(&mp, "as the deltas were trained, else the base's"),
+        CLI_RESOLUTION_OPTIONS(&input, &mp, "as the deltas were trained, else the base's"),
         {"--classes", CLI_STR, &classes, "LIST", "ids or names separated by commas, null, or all (default)", 0, 0},
         {"-n", CLI_INT, &per_class, "N", "pictures per class (4), or per request (1)", 1, 1000000},
         {"--sampler", CLI_CHOICE, &sampler, "ddpm|ddim|dpm++", "sampler (ddpm)", 0, 0},
@@ -228,9 +229,9 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         {"--zoom", CLI_INT, &zoom, "N", "draw each pixel N times (small pictures are enlarged)", 1, 64},
         {"--preview-every", CLI_INT, &sp.preview_every, "N", "every N steps a grid of the pictures as predicted so far: OUT.preview.png, without --vae too", 1, 1000},
         {"--preview-from", CLI_PATH, &preview_from, "PATH", "cache of latents, delta or base whose approximation previews use (the delta's, else the base's)", 0, 0},
-        {"--init-noise", CLI_PATH, &init_noise, "FILE", "safetensors with z [n,C,S,S] instead of the seed's noise", 0, 0},
-        {"--step-noise", CLI_PATH, &step_noise, "FILE", "safetensors with step_noise [steps,n,C,S,S]", 0, 0},
-        {"--save-latents", CLI_PATH, &save_latents, "FILE", "write latents [n,C,S,S] as safetensors", 0, 0},
+        {"--init-noise", CLI_PATH, &init_noise, "FILE", "safetensors with z [n,C,H,W] instead of the seed's noise", 0, 0},
+        {"--step-noise", CLI_PATH, &step_noise, "FILE", "safetensors with step_noise [steps,n,C,H,W]", 0, 0},
+        {"--save-latents", CLI_PATH, &save_latents, "FILE", "write latents [n,C,H,W] as safetensors", 0, 0},
         {"--force", CLI_FLAG, &force, NULL, "use a delta that was made on another base", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
@@ -245,7 +246,8 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
     dfcl_device *dev = NULL;
     dfcl_model *model = NULL;
     dfcl_vae *decoder = NULL;
-    int *ids = NULL, id_count = 0, code = 0, given_input = 0; /* --input, before the deltas have a say */
+    int *ids = NULL, id_count = 0, code = 0;
+    double pos_step = 0; /* --pos-scale, before the deltas have a say */
     float *z = NULL, *zs = NULL;
     struct sample_out to = {.c = c};
     struct sample_preview preview = {.c = c};
@@ -332,7 +334,8 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         mp.max_domains = r.set_count < 1 ? 1 : r.set_count < 64 ? r.set_count : 64;
     if (!s)
         s = cli_open_device(c, &dev, &err);
-    given_input = mp.input;
+    cli_resolution(&input, &mp);
+    pos_step = mp.pos_step;
     if (!s && mp.input <= 0 && !(mp.pos_step > 0))
         s = sample_requests_resolution(&r, c, &mp, &err);
     if (!s)
@@ -360,12 +363,14 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         goto quiet_out;
     }
     preview.channels = shape->channels;
-    preview.side = shape->input;
+    preview.height = shape->input;
+    preview.width = shape->input_width;
     sample_preview_path(&preview, out ? out : save_latents);
     if (sp.preview_every && (s = sample_preview_find(&preview, preview_from, mp.path, &r, &err)) != DFCL_OK)
         goto out;
     to.channels = to.latent_channels = shape->channels;
-    to.side = to.latent_side = shape->input;
+    to.height = to.latent_height = shape->input;
+    to.width = to.latent_width = shape->input_width;
     if (out && strcmp(vae, "none")) {
         if (!latent) {
             code = cli_usage(c, "--vae: the model works on pictures (%d channels), not on latents", shape->channels);
@@ -382,31 +387,32 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
         }
         to.vae = decoder;
         to.channels = dfcl_vae_get_shape(decoder)->channels;
-        to.side = shape->input * dfcl_vae_get_shape(decoder)->factor;
+        to.height = shape->input * dfcl_vae_get_shape(decoder)->factor;
+        to.width = shape->input_width * dfcl_vae_get_shape(decoder)->factor;
     }
     to.n = (int)r.pictures;
-    const int64_t want[5] = {sp.steps, to.n, shape->channels, shape->input, shape->input};
+    const int64_t want[5] = {sp.steps, to.n, shape->channels, shape->input, shape->input_width};
     if (init_noise && (s = cli_read_tensor(c, init_noise, "z", want + 1, 4, &z, &err)) != DFCL_OK)
         goto out;
     if (step_noise && (s = cli_read_tensor(c, step_noise, "step_noise", want, 5, &zs, &err)) != DFCL_OK)
         goto out;
     sp.init_noise = z;
     sp.step_noise = zs;
-    char steps[16], eta[32], heads[16], scale[32], side[16], step[32];
+    char steps[16], eta[32], heads[16], scale[32], side[32], step[32];
     snprintf(steps, sizeof steps, "%d", sp.steps);
     snprintf(eta, sizeof eta, "%.17g", sp.eta);
     snprintf(heads, sizeof heads, "%d", mp.heads);
     snprintf(scale, sizeof scale, "%.17g", vp.scale);
-    snprintf(side, sizeof side, "%d", given_input);
-    snprintf(step, sizeof step, "%.17g", mp.pos_step);
+    snprintf(side, sizeof side, input.width == input.height ? "%d" : "%dx%d", input.width, input.height);
+    snprintf(step, sizeof step, "%.17g", pos_step);
     const char *const pairs[][2] = {{"Software", "difffit-cl"},
                                     {"version", dfcl_version()},
                                     {"base", dfcl_model_hash(model)},
                                     {"model", mp.path},
                                     {"heads", mp.heads ? heads : NULL},
                                     {"weights-of", mp.which},
-                                    {"input", given_input ? side : NULL},
-                                    {"pos-scale", mp.pos_step > 0 ? step : NULL},
+                                    {"input", input.height ? side : NULL},
+                                    {"pos-scale", pos_step > 0 ? step : NULL},
                                     {"weights", weights},
                                     {"sampler", sampler},
                                     {"steps", steps},
@@ -428,8 +434,9 @@ int cmd_sample(struct cli *c, int argc, char **argv) {
             text[k++] = pairs[i][1];
         }
     text[k] = NULL;
+    const int shorter = to.height < to.width ? to.height : to.width;
     to.columns = columns ? columns : pic.columns ? atoi(pic.columns) : requests_path ? 8 : defaults.count;
-    to.zoom = zoom ? zoom : pic.zoom ? atoi(pic.zoom) : to.side <= 32 ? 4 : to.side <= 64 ? 2 : 1;
+    to.zoom = zoom ? zoom : pic.zoom ? atoi(pic.zoom) : shorter <= 32 ? 4 : shorter <= 64 ? 2 : 1;
     preview.columns = to.columns < 8 ? to.columns : 8;
     preview.of = to.n;
     to.text = text;

@@ -32,9 +32,10 @@ int cmd_info(struct cli *c, int argc, char **argv) {
 
 int cmd_init(struct cli *c, int argc, char **argv) {
     const char *size = NULL, *out = NULL, *dtype = "f32";
-    int depth = 0, hidden = 0, heads = 0, patch = 0, classes = 1000, input = 32, channels = 4;
+    int depth = 0, hidden = 0, heads = 0, patch = 0, classes = 1000, channels = 4;
+    struct cli_extent input = {32, 32};
     uint64_t seed = 0;
-    double scale = 0;
+    double scale = 0, pos_step = 1;
     const struct cli_option options[] = {
         {"--size", CLI_STR, &size, "NAME", "DiT-S/8 ... DiT-XL/2; or give the four below", 0, 0},
         {"--depth", CLI_INT, &depth, "L", "number of blocks", 1, 1000},
@@ -42,7 +43,8 @@ int cmd_init(struct cli *c, int argc, char **argv) {
         {"--heads", CLI_INT, &heads, "H", "attention heads; must divide the width", 1, 1024},
         {"--patch", CLI_INT, &patch, "P", "patch side", 1, 64},
         {"--classes", CLI_INT, &classes, "K", "classes (1000); the table has one row more", 1, 1000000},
-        {"--input", CLI_INT, &input, "S", "side of the latent or picture (32)", 1, 4096},
+        {"--input", CLI_EXTENT, &input, "S|WxH", "side of the latent or picture, or width x height (32)", 1, 4096},
+        {"--pos-scale", CLI_DBL, &pos_step, "X", "distance between neighbouring tokens' positions (1)", 1e-6, 4096},
         {"--channels", CLI_INT, &channels, "C", "channels of the latent or picture (4)", 1, 64},
         {"--seed", CLI_U64, &seed, "N", "seed (0)", 0, 0},
         {"--scale", CLI_DBL, &scale, "X", "every value from N(0, X) instead of the original initialisation (for speed tests)", 0, 10},
@@ -69,7 +71,10 @@ int cmd_init(struct cli *c, int argc, char **argv) {
         p.shape.patch = patch;
     if (!p.shape.depth || !p.shape.hidden || !p.shape.heads || !p.shape.patch)
         return cli_usage(c, "--size, or all of --depth, --hidden, --heads and --patch, are required");
-    p.shape.input = input;
+    p.shape.input = input.height;
+    p.shape.input_width = input.width;
+    if (pos_step != 1)
+        p.shape.positional_scale = pos_step * (input.height > input.width ? input.height : input.width) / p.shape.patch;
     p.shape.channels = channels;
     p.shape.classes = classes;
     if (dfcl_model_init(c->ctx, &p, out, &err))
@@ -82,6 +87,7 @@ int cmd_init(struct cli *c, int argc, char **argv) {
 int cmd_merge(struct cli *c, int argc, char **argv) {
     struct dfcl_merge_params p = {0};
     const char *out = NULL, *names = "original", *gammas = "fold";
+    struct cli_extent input = {0, 0};
     bool force = false;
     const struct cli_option options[] = {
         {"--model", CLI_PATH, &p.base.path, "FILE", "base checkpoint (required)", 0, 0},
@@ -91,7 +97,7 @@ int cmd_merge(struct cli *c, int argc, char **argv) {
         {"--gammas", CLI_CHOICE, &gammas, "fold|keep", "into the weights (fold), or kept as tensors, for the PyTorch reproduction of DiffFit", 0, 0},
         {"--weights-of", CLI_CHOICE, &p.base.which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
         {"--heads", CLI_INT, &p.base.heads, "H", "attention heads, where the file does not say", 1, 1024},
-        CLI_RESOLUTION_OPTIONS(&p.base, "as the delta was trained"),
+        CLI_RESOLUTION_OPTIONS(&input, &p.base, "as the delta was trained"),
         {"--force", CLI_FLAG, &force, NULL, "even when the delta was made on another base", 0, 0},
         {NULL, CLI_FLAG, NULL, NULL, NULL, 0, 0},
     };
@@ -99,6 +105,7 @@ int cmd_merge(struct cli *c, int argc, char **argv) {
                   "merge --model FILE [--delta FILE] --out PATH [--names diffusers]\n\nFolds scale vectors and biases into an ordinary checkpoint, with the original names or"
                   " diffusers'.", options, NULL, 0) < 0)
         return c->code;
+    cli_resolution(&input, &p.base);
     if (!p.base.path || !out)
         return cli_usage(c, "--model and --out are required");
     p.names = strcmp(names, "diffusers") ? DFCL_NAMES_ORIGINAL : DFCL_NAMES_DIFFUSERS;

@@ -26,6 +26,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
     const double unset = -2;
     struct dfcl_train_params p = {.beta1 = unset, .beta2 = unset, .ema_decay = unset, .label_dropout = unset, .spike_z = unset};
     const char *vae = "none";
+    struct cli_extent input = {0, 0};
     bool flip = false, skip_bad = false, no_best = false, no_classes = false, train_classes = false;
     const char *ema_warmup = "on", *which = NULL, *weights = NULL, *pack = NULL, *activations = NULL;
     const struct cli_option options[] = {
@@ -33,7 +34,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         {"--heads", CLI_INT, &p.model.heads, "H", "attention heads, where the file does not say", 1, 1024},
         {"--weights-of", CLI_CHOICE, &which, "ema|model", "which weights of a training checkpoint (ema)", 0, 0},
         CLI_WEIGHTS_OPTIONS(&weights, &pack),
-        CLI_RESOLUTION_OPTIONS(&p.model, "the base's, over --pos-scale"),
+        CLI_RESOLUTION_OPTIONS(&input, &p.model, "the base's, over --pos-scale"),
         {"--data", CLI_PATH, &p.data, "DIR", "image folder (a sub-folder a class) or folder of latents (required)", 0, 0},
         {"--vae", CLI_PATH, &vae, "none|DIR", "autoencoder: decodes the grids of --sample-every; cached latents must come from its encoder (none)", 0, 0},
         {"--out", CLI_PATH, &p.run_dir, "RUN", "run directory (required)", 0, 0},
@@ -90,6 +91,7 @@ int cmd_train(struct cli *c, int argc, char **argv) {
         return cli_usage(c, "--vae goes with --sample-every, whose grids it decodes, or with cached latents, which must come from it");
     if (no_best && p.val_fraction <= 0)
         return cli_usage(c, "--no-keep-best goes with --val-fraction");
+    cli_resolution(&input, &p.model);
     cli_weights(c, weights, pack, &p.model);
     cli_activations(activations, &p.model);
     double *const decays[] = {&p.beta1, &p.beta2, &p.ema_decay};

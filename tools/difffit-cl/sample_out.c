@@ -61,10 +61,10 @@ dfcl_status sample_out_check(const struct sample_out *o, dfcl_error *err) {
 }
 
 static size_t values(const struct sample_out *o) {
-    return (size_t)o->channels * (size_t)o->side * (size_t)o->side;
+    return (size_t)o->channels * (size_t)o->height * (size_t)o->width;
 }
 static size_t latent_values(const struct sample_out *o) {
-    return (size_t)o->latent_channels * (size_t)o->latent_side * (size_t)o->latent_side;
+    return (size_t)o->latent_channels * (size_t)o->latent_height * (size_t)o->latent_width;
 }
 
 dfcl_status sample_out_begin(struct sample_out *o, dfcl_error *err) {
@@ -72,7 +72,7 @@ dfcl_status sample_out_begin(struct sample_out *o, dfcl_error *err) {
         (o->path && o->layout == SAMPLE_NPZ && !(o->labels = calloc((size_t)o->n, sizeof *o->labels))) ||
         (o->latents_path && !(o->latents = calloc((size_t)o->n, latent_values(o) * sizeof *o->latents))))
         return no_memory(err);
-    return o->labels ? dfcl_npz_writer_create(&o->npz, o->c->ctx, o->path, o->n, o->side, o->side, o->channels, err)
+    return o->labels ? dfcl_npz_writer_create(&o->npz, o->c->ctx, o->path, o->n, o->height, o->width, o->channels, err)
                      : DFCL_OK;
 }
 
@@ -107,7 +107,7 @@ static dfcl_status write_one(const struct sample_out *o, int i, const uint8_t *p
         snprintf(path, sizeof path, "%s/%s-%06u.png", o->path, l->name, of_line);
     char *request = sample_line_text(l, q->number, 1);
     const char *const more[] = {"layout", "picture", "class", id, "number", number, NULL};
-    dfcl_status s = request ? write_png(o, path, pixels, o->side, o->side, more, request, err) : no_memory(err);
+    dfcl_status s = request ? write_png(o, path, pixels, o->width, o->height, more, request, err) : no_memory(err);
     free(request);
     return s;
 }
@@ -115,15 +115,15 @@ static dfcl_status write_one(const struct sample_out *o, int i, const uint8_t *p
 /* One latent to 8 bit, through the autoencoder where there is one. */
 static dfcl_status make_pixels(const struct sample_out *o, const float *latent, uint8_t *pixels, dfcl_error *err) {
     if (!o->vae) {
-        dfcl_pixels(latent, 1, o->channels, o->side, pixels);
+        dfcl_pixels(latent, 1, o->channels, o->height, o->width, pixels);
         return DFCL_OK;
     }
     float *picture = malloc(values(o) * sizeof *picture);
     if (!picture)
         return no_memory(err);
-    dfcl_status s = dfcl_vae_decode(o->vae, 1, o->latent_side, o->latent_side, latent, picture, err);
+    dfcl_status s = dfcl_vae_decode(o->vae, 1, o->latent_height, o->latent_width, latent, picture, err);
     if (!s)
-        dfcl_pixels(picture, 1, o->channels, o->side, pixels);
+        dfcl_pixels(picture, 1, o->channels, o->height, o->width, pixels);
     if (!s && o->c->verbose && o->done == 0)
         fprintf(stderr, "decoder: %s\n", dfcl_vae_plan(o->vae));
     free(picture);
@@ -202,8 +202,8 @@ static dfcl_status write_grid(const struct sample_out *o, dfcl_error *err) {
     snprintf(columns, sizeof columns, "%d", o->columns);
     snprintf(zoom, sizeof zoom, "%d", o->zoom);
     const char *const more[] = {"layout", "grid", "columns", columns, "zoom", zoom, NULL};
-    dfcl_status s = request ? dfcl_grid(o->c->ctx, o->pixels, o->done, o->side, o->channels, o->columns, o->zoom, &grid,
-                                        &w, &h, err)
+    dfcl_status s = request ? dfcl_grid(o->c->ctx, o->pixels, o->done, o->height, o->width, o->channels, o->columns, o->zoom,
+                                        &grid, &w, &h, err)
                             : no_memory(err);
     if (!s)
         s = write_png(o, o->path, grid, w, h, more, request, err);
@@ -217,7 +217,7 @@ dfcl_status sample_out_end(struct sample_out *o, dfcl_error *err) {
     if (!o->done)
         return DFCL_OK;
     if (o->latents) {
-        const int64_t shape[4] = {o->done, o->latent_channels, o->latent_side, o->latent_side};
+        const int64_t shape[4] = {o->done, o->latent_channels, o->latent_height, o->latent_width};
         s = dfcl_tensor_write(o->c->ctx, o->latents_path, "latents", o->latents, shape, 4, err);
     }
     if (!s && o->pixels)

@@ -11,9 +11,9 @@ struct sample_out {
     struct cli *c;
     const char *path, *latents_path; /* either may be NULL */
     enum sample_layout layout;       /* of path */
-    int n, channels, side;           /* of pictures */
+    int n, channels, height, width;  /* of pictures */
     dfcl_vae *vae;                   /* makes pictures of latents; NULL: latents are pictures */
-    int latent_channels, latent_side;
+    int latent_channels, latent_height, latent_width;
     int columns, zoom;               /* grid */
     const char *const *text;         /* text chunks of every picture: key, value ..., NULL */
     const struct sample_requests *requests;

@@ -58,11 +58,11 @@ dfcl_status sample_preview_find(struct sample_preview *v, const char *from, cons
 
 dfcl_status sample_preview_write(const struct sample_preview *v, int step, int steps, int first, int count, const float *x0, dfcl_error *err) {
     const int channels = v->rgb.channels ? 3 : v->channels, columns = v->columns < count ? v->columns : count;
-    const size_t values = (size_t)count * (size_t)channels * (size_t)v->side * (size_t)v->side;
+    const size_t values = (size_t)count * (size_t)channels * (size_t)v->height * (size_t)v->width;
     float *pictures = v->rgb.channels ? malloc(values * sizeof *pictures) : NULL;
     uint8_t *pixels = malloc(values), *grid = NULL;
     char note[200];
-    int w, h;
+    int w, h, shorter = v->height < v->width ? v->height : v->width;
     dfcl_status s = DFCL_OK;
     if (!pixels || (v->rgb.channels && !pictures)) {
         snprintf(err->msg, sizeof err->msg, "out of memory");
@@ -70,9 +70,9 @@ dfcl_status sample_preview_write(const struct sample_preview *v, int step, int s
         goto out;
     }
     if (pictures)
-        dfcl_latent_rgb_apply(&v->rgb, count, v->side, x0, pictures);
-    dfcl_pixels(pictures ? pictures : x0, count, channels, v->side, pixels);
-    s = dfcl_grid(v->c->ctx, pixels, count, v->side, channels, columns, v->side < LARGE ? LARGE / v->side : 1, &grid, &w, &h, err);
+        dfcl_latent_rgb_apply(&v->rgb, count, v->height, v->width, x0, pictures);
+    dfcl_pixels(pictures ? pictures : x0, count, channels, v->height, v->width, pixels);
+    s = dfcl_grid(v->c->ctx, pixels, count, v->height, v->width, channels, columns, shorter < LARGE ? LARGE / shorter : 1, &grid, &w, &h, err);
     int n = snprintf(note, sizeof note, "preview: pictures %d to %d of %d as predicted at step %d of %d", v->before + first, v->before + first + count - 1, v->of, step,
                      steps);
     if (pictures)

@@ -8,7 +8,7 @@ struct sample_preview {
     struct cli *c;
     char path[4096];
     struct dfcl_latent_rgb rgb; /* channels 0: what the model works on are pictures */
-    int channels, side;         /* of the model */
+    int channels, height, width; /* of the model */
     int columns;
     int before, of;             /* pictures of the calls before, and in all */
 };
